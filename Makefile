@@ -1,0 +1,48 @@
+# Two targets take a fresh machine all the way: `make demo` and `make test`. Each makes .venv first if there is none.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+PYTEST ?= --numprocesses 2 --dist loadfile --durations 10
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test lint format types clean
+
+help:  ## Say what can be made
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile
+
+demo: $(VENV)/.train  ## Train, evaluate, export and predict on the simulated cohort
+	$(BIN)/python train.py experiment=demo
+
+test: $(VENV)/.train  ## Run the tests
+	$(BIN)/python -m pytest $(PYTEST)
+
+lint: $(VENV)/.dev  ## Check style and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(VENV)/.dev  ## Bring the code into the format that lint expects
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(VENV)/.dev  ## Check the types
+	$(BIN)/mypy --strict ican_ml train.py
+
+clean:  ## Remove .venv, builds and caches (runs/ stays)
+	rm -rf $(VENV) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find ican_ml tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/.train: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo 'ican_ml needs Python 3.11 or later; "$(PYTHON)" is' "$$($(PYTHON) --version 2>&1)." \
+	       'Name a newer one: make PYTHON=python3.12 $(or $(MAKECMDGOALS),test)' >&2; exit 1; }
+	@echo 'Installing into $(VENV) (a few minutes) ...'
+	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
+	@$(PIP) --editable '.[train,test]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.train
+	@$(PIP) --editable '.[dev]'
+	@touch $@

@@ -1,0 +1,179 @@
+"""Network + schema -> bundle. The graph is traced once, proved against torch on invented patients, then signed off.
+
+ONNX opset 20, one file, every axis dynamic but the features' own; no Loop or Sequence nodes. Node metadata is removed,
+since the exporter writes source paths into it.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import shutil
+import warnings
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from torch import Tensor, nn
+
+import ican_ml
+from ican_ml.bundle.golden import invented_patients
+from ican_ml.bundle.read import FORMAT, GOLDEN, MANIFEST, MODEL, SCHEMA, Arrays, BundleError, digest
+from ican_ml.encoding.bag import csr_bag_onnx_translation
+from ican_ml.inputs.encode import collate, encode
+from ican_ml.inputs.schema import InputSchema
+from ican_ml.model.patient_transformer import PatientTransformer
+
+OPSET = 20
+TOLERANCE = 1e-5
+
+
+class _Positional(nn.Module):
+    """The network with its inputs by position and its outputs as a tuple: what the exporter traces."""
+
+    def __init__(self, network: PatientTransformer, names: list[str]) -> None:
+        super().__init__()
+        self.network = network
+        self.names = names
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        return tuple(self.network(dict(zip(self.names, inputs, strict=True))).values())
+
+
+def export_bundle(network: PatientTransformer, schema: InputSchema, folder: Path) -> float:
+    """Write a bundle; an existing one is replaced only when the new one is complete.
+
+    Returns
+    -------
+    float
+        Largest difference between onnxruntime and torch over the invented patients' outputs.
+
+    Raises
+    ------
+    BundleError
+        If that difference is above 1e-5.
+    """
+    network.eval()
+    encoded = encode(schema, invented_patients(schema, 7, seed=20))
+    inputs = collate(encoded, np.arange(7))
+    model = _trace(network, inputs)
+    expected = _torch_outputs(network, inputs)
+    difference = parity(model, network, [inputs, collate(encoded, np.arange(1)), collate(encoded, np.array([3]))])
+    if not difference <= TOLERANCE:
+        raise BundleError(f"export: expected ONNX and torch to agree within {TOLERANCE:g}, got {difference:.2g}")
+    used = _graph_inputs(model)
+    golden = io.BytesIO()
+    np.savez(
+        golden,
+        **{f"in/{name}": values for name, values in inputs.items() if name in used},
+        **{f"out/{name}": values for name, values in expected.items()},
+    )
+    graph = onnx.load_from_string(model).graph
+    document = {
+        "patient": schema.to_json(),
+        "inputs": [_describe(value) for value in graph.input],
+        "outputs": [_describe(value) for value in graph.output],
+    }
+    files = {MODEL: model, GOLDEN: golden.getvalue(), SCHEMA: json.dumps(document).encode()}
+    manifest = {
+        "format": FORMAT,
+        "ican_ml": ican_ml.__version__,
+        "onnx": onnx.__version__,
+        "onnxruntime": onnxruntime.__version__,
+        "torch": torch.__version__,
+        "opset": OPSET,
+        "tolerance": TOLERANCE,
+        "sha256": {name: digest(content) for name, content in sorted(files.items())},
+    }
+    _replace(folder, {**files, MANIFEST: json.dumps(manifest, indent=1).encode()})
+    return difference
+
+
+def parity(model: bytes, network: PatientTransformer, batches: list[Arrays]) -> float:
+    """Largest absolute difference between onnxruntime and torch over some batches of inputs."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    used = {node.name for node in session.get_inputs()}
+    worst = 0.0
+    for inputs in batches:
+        outputs = session.run(None, {name: values for name, values in inputs.items() if name in used})
+        for got, expected in zip(outputs, _torch_outputs(network, inputs).values(), strict=True):
+            worst = max(worst, float(np.abs(got.astype(np.float64) - expected).max(initial=0.0)))
+    return worst
+
+
+def _trace(network: PatientTransformer, inputs: Arrays) -> bytes:
+    names = list(inputs)
+    tensors = tuple(torch.from_numpy(np.ascontiguousarray(values)) for values in inputs.values())
+    shapes = tuple(_dynamic_axes(name, tensor) for name, tensor in zip(names, tensors, strict=True))
+    quiet = logging.getLogger("torch.onnx")
+    level, _ = quiet.level, quiet.setLevel(logging.ERROR)
+    with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            _Positional(network, names),
+            tensors,
+            dynamo=True,
+            opset_version=OPSET,
+            dynamic_shapes=(shapes,),
+            input_names=names,
+            output_names=[task.name for task in network.tasks],
+            custom_translation_table=csr_bag_onnx_translation(),
+            verbose=False,
+        )
+    quiet.setLevel(level)
+    assert program is not None
+    return _without_metadata(program.model_proto).SerializeToString()
+
+
+def _dynamic_axes(name: str, tensor: Tensor) -> dict[int, Any]:
+    fixed = {1} if name == "summary" else {3} if name.startswith("treatment_state") else set()
+    return {axis: torch.export.Dim.STATIC if axis in fixed else torch.export.Dim.DYNAMIC for axis in range(tensor.dim())}
+
+
+def _without_metadata(model: onnx.ModelProto) -> onnx.ModelProto:
+    for holder in (model, model.graph, *model.graph.node, *model.graph.value_info, *model.functions):
+        del holder.metadata_props[:]
+    for node in model.graph.node:
+        node.doc_string = ""
+    for function in model.functions:
+        for node in function.node:
+            node.doc_string = ""
+            del node.metadata_props[:]
+    return model
+
+
+def _torch_outputs(network: PatientTransformer, inputs: Arrays) -> dict[str, np.ndarray[Any, Any]]:
+    batch = {name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in inputs.items()}
+    with torch.inference_mode():
+        return {name: output.numpy() for name, output in network(batch).items()}
+
+
+def _graph_inputs(model: bytes) -> set[str]:
+    return {value.name for value in onnx.load_from_string(model).graph.input}
+
+
+def _describe(value: onnx.ValueInfoProto) -> dict[str, Any]:
+    tensor = value.type.tensor_type
+    dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)).name
+    return {
+        "name": value.name,
+        "dtype": dtype,
+        "shape": [axis.dim_value or axis.dim_param for axis in tensor.shape.dim],
+    }
+
+
+def _replace(folder: Path, files: dict[str, bytes]) -> None:
+    part = folder.with_name(folder.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    for name, content in files.items():
+        (part / name).write_bytes(content)
+    shutil.rmtree(folder, ignore_errors=True)
+    part.rename(folder)

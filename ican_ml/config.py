@@ -1,0 +1,141 @@
+"""The configuration of a run: typed dataclasses that Hydra fills from ``configs/`` and the command line.
+
+A wrong type or an unknown name is refused by the dataclass schema, a nonsense value by ``__post_init__``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from ican_ml.inputs.fit import InputConfig
+from ican_ml.model.patient_transformer import ModelConfig
+from ican_ml.training.config import TrainerConfig, TrainingConfig
+
+
+class Kind(Enum):
+    """Kinds of outcome."""
+
+    binary = "binary"
+    survival = "survival"
+    regression = "regression"
+
+
+class Method(Enum):
+    """Ways to split: by the file's ``split`` column, one fold held out, every fold in turn, or by subject hash."""
+
+    file = "file"
+    fold = "fold"
+    folds = "folds"
+    hash = "hash"
+
+
+@dataclass(kw_only=True, slots=True)
+class SimulateConfig:
+    """Simulate the cohort when ``cohort.path`` does not exist; 0 subjects = never."""
+
+    subjects: int = 0
+    seed: int = 7
+
+
+@dataclass(kw_only=True, slots=True)
+class CohortConfig:
+    """Which cohort, and which of its families of episodes (its ``task`` column; null = it has only one)."""
+
+    path: str = "???"
+    family: str | None = None
+    simulate: SimulateConfig = field(default_factory=SimulateConfig)
+
+
+@dataclass(kw_only=True, slots=True)
+class OutcomeConfig:
+    """An outcome by the name of its column (or the stem of ``<name>_time`` and ``<name>_event``), and its kind."""
+
+    name: str = "???"
+    kind: Kind = Kind.binary
+
+
+@dataclass(kw_only=True, slots=True)
+class TaskConfig:
+    """Outcomes learned together; the first is the headline."""
+
+    outcomes: list[OutcomeConfig] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        names = [outcome.name for outcome in self.outcomes]
+        if not names or len(set(names)) != len(names):
+            raise ValueError(f"task.outcomes: expected one or more different outcomes, got {names}")
+
+
+@dataclass(kw_only=True, slots=True)
+class SplitConfig:
+    """Who is trained on, who decides when to stop, who is held out.
+
+    Attributes
+    ----------
+    fold_column, fold
+        For ``fold`` and ``folds``; ``fold`` names the one held out.
+    by_subject
+        Insist that a subject lies in one fold. False allows folds of (subject, treatment) pairs.
+    tuning_fraction, held_out_fraction
+        Shares of subjects, by a hash of subject and seed.
+    """
+
+    method: Method = Method.file
+    fold_column: str = "fold"
+    fold: int | None = None
+    by_subject: bool = True
+    tuning_fraction: float = 0.1
+    held_out_fraction: float = 0.2
+
+    def __post_init__(self) -> None:
+        for name in ("tuning_fraction", "held_out_fraction"):
+            if not 0 < getattr(self, name) < 1:
+                raise ValueError(f"split.{name}: expected a share between 0 and 1, got {getattr(self, name)}")
+        if self.method is Method.fold and self.fold is None:
+            raise ValueError("split.fold: expected the number of the fold to hold out, got nothing; set split.fold=0")
+
+
+@dataclass(kw_only=True, slots=True)
+class EvaluationConfig:
+    """Bootstrap replicates of the intervals, and the baselines to stand beside the model."""
+
+    replicates: int = 300
+    baselines: bool = True
+
+    def __post_init__(self) -> None:
+        if self.replicates < 1:
+            raise ValueError(f"evaluation.replicates: expected at least 1, got {self.replicates}")
+
+
+@dataclass(kw_only=True, slots=True)
+class LoggerConfig:
+    """``csv`` always; ``wandb`` adds an offline Weights & Biases run with nothing of the machine in it."""
+
+    wandb: bool = False
+    project: str = "ican_ml"
+
+
+@dataclass(kw_only=True, slots=True)
+class RunConfig:
+    """Everything a run depends on."""
+
+    name: str = "default"
+    runs: str = "runs"
+    seed: int = 7
+    backend: str = "auto"
+    cohort: CohortConfig = field(default_factory=CohortConfig)
+    task: TaskConfig = field(default_factory=lambda: TaskConfig(outcomes=[OutcomeConfig(name="response")]))
+    split: SplitConfig = field(default_factory=SplitConfig)
+    inputs: InputConfig = field(default_factory=InputConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    logger: LoggerConfig = field(default_factory=LoggerConfig)
+
+    def __post_init__(self) -> None:
+        if not self.name or any(c in self.name for c in "/\\") or self.name.startswith("."):
+            raise ValueError(f"name: expected a plain folder name, got {self.name!r}")
+        if self.backend not in ("auto", "cuda", "cpu", "reference"):
+            raise ValueError(f"backend: expected auto, cuda, cpu or reference, got {self.backend!r}")

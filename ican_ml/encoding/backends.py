@@ -1,0 +1,68 @@
+"""Which implementation of the operators runs: the one place that knows the three backends.
+
+Each backend is a module with the functions of `EncodingBackend`, imported when it is first asked for, so that a
+machine without Numba or CuPy can still import and use this room. Errors for bad input are raised by `operators`
+and `bag`; a backend trusts its arguments.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Literal, Protocol, cast
+
+from ican_ml.encoding.csr import CSRBatch, FeatureStats, Float32, Int32
+
+Backend = Literal["auto", "cuda", "cpu", "reference"]
+
+_NAMES = ("auto", "cuda", "cpu", "reference")
+
+
+class BackendUnavailable(RuntimeError):
+    """The backend asked for cannot run on this machine; the message says why."""
+
+
+class EncodingBackend(Protocol):
+    """What a backend module offers; `operators` documents each function."""
+
+    def normalize_log1p(self, batch: CSRBatch, target_sum: float) -> CSRBatch: ...
+    def feature_stats(self, batch: CSRBatch) -> FeatureStats: ...
+    def rank_tokens(self, batch: CSRBatch, scale: Float32, k: int, by_magnitude: bool) -> tuple[Int32, Int32]: ...
+    def row_sums(self, batch: CSRBatch) -> Float32: ...
+
+
+def resolve(name: Backend) -> EncodingBackend:
+    """Backend module of that name; "auto" is the fastest that runs here: cuda, then cpu, then reference.
+
+    Raises
+    ------
+    ValueError
+        When the name is not a backend's.
+    BackendUnavailable
+        When the backend cannot run on this machine.
+    """
+    if name not in _NAMES:
+        raise ValueError(f"backend must be one of {', '.join(_NAMES)}; got {name!r}")
+    return _load(_fastest() if name == "auto" else name)
+
+
+@cache
+def _fastest() -> str:
+    from ican_ml.encoding import cuda
+
+    if cuda.available():
+        return "cuda"
+    return "cpu" if find_spec("numba") else "reference"
+
+
+@cache
+def _load(name: str) -> EncodingBackend:
+    if name == "cuda":
+        from ican_ml.encoding import cuda
+
+        if not cuda.available():
+            raise BackendUnavailable(cuda.why_unavailable())
+    if name == "cpu" and not find_spec("numba"):
+        raise BackendUnavailable("the cpu backend needs numba: pip install numba, or use backend='reference'")
+    return cast(EncodingBackend, import_module(f"ican_ml.encoding.{name}"))

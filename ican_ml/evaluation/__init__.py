@@ -1,0 +1,1 @@
+"""Metrics, intervals, baselines and the run report, on plain NumPy arrays."""

@@ -1,0 +1,210 @@
+"""What a baseline sees: the same patients, omics, regimens and record summaries as the network, as plain arrays.
+
+`Design` holds the raw blocks; `ridge_matrix` and `boosting_matrix` make one matrix out of them, learning every statistic
+(means, deviations, medians, principal components) from the training rows alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ican_ml.evaluation.outcome import FloatArray, IntArray
+from ican_ml.evaluation.weighted import label_codes
+
+Float32Array = NDArray[np.float32]
+
+_MIN_GROUP = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Design:
+    """Inputs of the baselines, aligned with the episode rows.
+
+    Attributes
+    ----------
+    omics
+        modality -> float32 [patients, features]; NaN = not measured.
+    patient
+        int64 [rows]: the patient state of each row, an index into the omics blocks.
+    regimen
+        float32 [rows, drugs]: 1 where the drug is part of the regimen.
+    summary
+        float32 [rows, summaries]: record aggregates and covariates; NaN = missing.
+    groups
+        str [rows]: the indication.
+    """
+
+    omics: Mapping[str, Float32Array]
+    patient: IntArray
+    regimen: Float32Array
+    summary: Float32Array
+    groups: NDArray[np.str_]
+
+    def __post_init__(self) -> None:
+        rows = len(self.patient)
+        for name in ("regimen", "summary", "groups"):
+            found = len(getattr(self, name))
+            if found != rows:
+                raise ValueError(f"{name} must have one entry per row; expected {rows}, got {found}")
+        for name, block in self.omics.items():
+            if rows and self.patient.max() >= len(block):
+                raise ValueError(
+                    f"omics block {name!r} has {len(block)} patients, but rows refer to patient {self.patient.max()}"
+                )
+
+    @property
+    def n_rows(self) -> int:
+        """Number of episode rows."""
+        return len(self.patient)
+
+    @property
+    def n_features(self) -> int:
+        """Number of raw features of a row."""
+        return sum(b.shape[1] for b in self.omics.values()) + self.regimen.shape[1] + self.summary.shape[1]
+
+    @property
+    def single_drug(self) -> bool:
+        """Every row is one drug out of several: a screen, rather than patients on regimens."""
+        return self.regimen.shape[1] > 1 and self.n_rows > 0 and bool((self.regimen.sum(axis=1) == 1).all())
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MatrixConfig:
+    """How raw blocks become a matrix.
+
+    Attributes
+    ----------
+    components
+        Principal components kept of a wide omics block.
+    wide_block
+        Blocks with more features than this are reduced.
+    clip
+        Standardised values are cut at plus and minus this: heavy tails.
+    max_interactions
+        With few features, linear survival models get each feature once more per indication, up to this many columns.
+    """
+
+    components: int = 60
+    wide_block: int = 256
+    clip: float = 10.0
+    max_interactions: int = 1600
+
+    def __post_init__(self) -> None:
+        if self.components < 1 or self.wide_block < 1 or self.clip <= 0 or self.max_interactions < 0:
+            raise ValueError(
+                "components, wide_block and clip must be positive and max_interactions not negative; "
+                f"got {self.components}, {self.wide_block}, {self.clip}, {self.max_interactions}"
+            )
+
+
+def ridge_matrix(
+    design: Design, fit_rows: IntArray, config: MatrixConfig, seed: int, *, interactions: bool = False
+) -> FloatArray:
+    """Standardised, imputed, clipped float64 [rows, features] for linear models; constant columns are dropped."""
+    parts = []
+    for block, reduced in _patient_blocks(design, fit_rows, config, seed):
+        columns = block[design.patient].astype(np.float64)
+        parts.append(columns if reduced else _standardised(columns, fit_rows, config.clip))
+    for table in (design.regimen, design.summary, _one_hot(design.groups)):
+        parts.append(_standardised(table.astype(np.float64), fit_rows, config.clip))
+    matrix = np.concatenate(parts, axis=1)
+    codes, names = label_codes(design.groups)
+    if interactions and 1 < len(names) and matrix.shape[1] * (len(names) + 1) <= config.max_interactions:
+        inside = [matrix * (codes == number)[:, None] for number in range(len(names))]
+        matrix = np.concatenate([matrix, *inside], axis=1)
+    return matrix
+
+
+def boosting_matrix(
+    design: Design, fit_rows: IntArray, config: MatrixConfig, seed: int, *, max_cells: float
+) -> Float32Array:
+    """float32 [rows, features] with NaN where missing; components in place of wide blocks beyond `max_cells` cells."""
+    omics = list(design.omics.values())
+    if design.n_rows * design.n_features > max_cells:
+        omics = [block for block, _ in _patient_blocks(design, fit_rows, config, seed)]
+    parts = [block[design.patient] for block in omics]
+    return np.concatenate([*parts, design.regimen, design.summary, _one_hot(design.groups)], axis=1, dtype=np.float32)
+
+
+def patient_components(design: Design, fit_rows: IntArray, config: MatrixConfig, seed: int) -> FloatArray:
+    """Standardised float64 [patients, features] of the omics alone, wide blocks as components."""
+    fit_patients = np.unique(design.patient[fit_rows])
+    parts = [
+        block.astype(np.float64) if reduced else _standardised(block.astype(np.float64), fit_patients, config.clip)
+        for block, reduced in _patient_blocks(design, fit_rows, config, seed)
+    ]
+    return np.concatenate(parts, axis=1) if parts else np.zeros((int(design.patient.max(initial=-1)) + 1, 0))
+
+
+def _patient_blocks(
+    design: Design, fit_rows: IntArray, config: MatrixConfig, seed: int
+) -> list[tuple[Float32Array, bool]]:
+    """Omics blocks [patients, features], wide ones as components of the training patients; and which are."""
+    fit_patients = np.unique(design.patient[fit_rows])
+    row_codes, _ = label_codes(design.groups)
+    blocks: list[tuple[Float32Array, bool]] = []
+    for block in design.omics.values():
+        if block.shape[1] <= config.wide_block:
+            blocks.append((block, False))
+            continue
+        codes = np.zeros(len(block), dtype=np.int64)
+        codes[design.patient] = row_codes
+        blocks.append((_components(block, fit_patients, codes, config, seed), True))
+    return blocks
+
+
+def _components(
+    block: Float32Array, fit_patients: IntArray, codes: IntArray, config: MatrixConfig, seed: int
+) -> Float32Array:
+    """Principal components of features standardised inside each indication, which differ in what they measure.
+
+    Components keep their relative variance (mean 1), so that a ridge on them is a ridge on the features.
+    """
+    from sklearn.utils.extmath import randomized_svd
+
+    size = np.bincount(codes[fit_patients], minlength=int(codes.max(initial=0)) + 1)
+    pooled = np.where(size[codes] >= _MIN_GROUP, codes, -1)
+    is_training = np.zeros(len(block), dtype=bool)
+    is_training[fit_patients] = True
+    z = np.empty(block.shape, dtype=np.float32)
+    for group in np.unique(pooled):
+        members = pooled == group
+        reference = is_training if group < 0 else is_training & members
+        z[members] = _standard_rows(block[members], block[reference], config.clip)
+    training = z[fit_patients]
+    count = max(1, min(config.components, len(fit_patients) - 1, z.shape[1]))
+    _, _, axes = randomized_svd(training, n_components=count, n_iter=5, random_state=seed)
+    scale = np.sqrt(np.mean((training @ axes.T) ** 2))
+    return np.asarray(z @ axes.T / max(scale, 1e-6), dtype=np.float32)
+
+
+def _standard_rows(values: Float32Array, training: Float32Array, clip: float) -> Float32Array:
+    """Standardise by training rows; what is missing, or constant in training, becomes 0."""
+    known = ~np.isnan(training)
+    count = np.maximum(known.sum(axis=0), 1)
+    mean = np.where(known, training, 0).sum(axis=0) / count
+    sd = np.sqrt((np.where(known, training - mean, 0) ** 2).sum(axis=0) / count)
+    varies = sd > 1e-6
+    z = (values - mean) / np.where(varies, sd, 1.0)
+    return np.where(np.isnan(z) | ~varies, 0.0, np.clip(z, -clip, clip)).astype(np.float32)
+
+
+def _standardised(columns: FloatArray, fit_rows: IntArray, clip: float) -> FloatArray:
+    training = columns[fit_rows]
+    seen = ~np.isnan(training).all(axis=0)
+    columns, training = columns[:, seen], training[:, seen]
+    median = np.nanmedian(training, axis=0) if training.size else np.zeros(columns.shape[1])
+    filled = np.where(np.isnan(columns), median, columns)
+    mean, sd = filled[fit_rows].mean(axis=0), filled[fit_rows].std(axis=0)
+    varies = sd > 1e-9
+    return np.clip((filled[:, varies] - mean[varies]) / sd[varies], -clip, clip)
+
+
+def _one_hot(labels: NDArray[np.str_]) -> Float32Array:
+    codes, names = label_codes(labels)
+    columns = len(names) if len(names) > 1 else 0
+    return (codes[:, None] == np.arange(columns)).astype(np.float32)

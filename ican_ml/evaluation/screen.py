@@ -1,0 +1,93 @@
+"""Baselines of a drug screen, where every row is one drug on one sample and drugs share their samples.
+
+Ridge: one linear model per drug on the samples' components (one strength for all drugs, chosen on the tuning rows).
+Boosting: trees on the samples' components and the drug's latent description, the leading components of its responses
+over the training samples. Both know unseen samples of known drugs; a drug without training rows gets the overall mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ican_ml.evaluation.design import Design, Float32Array, MatrixConfig, patient_components
+from ican_ml.evaluation.outcome import FloatArray, IntArray, Outcome
+
+_LATENT = 16
+
+
+def fit_screen_ridge(
+    design: Design,
+    outcome: Outcome,
+    train_rows: IntArray,
+    tuning_rows: IntArray,
+    test_rows: IntArray,
+    *,
+    strengths: Sequence[float],
+    matrix: MatrixConfig,
+    seed: int,
+) -> FloatArray:
+    """Predictions [test rows] of one ridge regression per drug."""
+    z = patient_components(design, train_rows, matrix, seed)
+    drug = design.regimen.argmax(axis=1)
+    best = strengths[len(strengths) // 2]
+    if len(tuning_rows):
+        tried = _per_drug(z, design.patient, drug, outcome.value, train_rows, tuning_rows, strengths)
+        best = strengths[int(np.argmin(((tried - outcome.value[tuning_rows]) ** 2).mean(axis=1)))]
+    both = np.concatenate([train_rows, tuning_rows])
+    return _per_drug(z, design.patient, drug, outcome.value, both, test_rows, [best])[0]
+
+
+def screen_matrix(
+    design: Design, outcome: Outcome, fit_rows: IntArray, *, matrix: MatrixConfig, seed: int
+) -> Float32Array:
+    """float32 [rows, components + latent + 1]: the sample's omics, the drug's latent description and mean response."""
+    drug = design.regimen.argmax(axis=1)
+    z = patient_components(design, fit_rows, matrix, seed)
+    means = _drug_means(drug, outcome.value, fit_rows, design.regimen.shape[1])
+    response = np.zeros((len(means), len(z)))
+    response[drug[fit_rows], design.patient[fit_rows]] = outcome.value[fit_rows] - means[drug[fit_rows]]
+    left, size, _ = np.linalg.svd(response, full_matrices=False)
+    latent = (left * size)[:, :_LATENT] / max(float(size[0]), 1e-9)
+    columns = [z[design.patient], latent[drug], means[drug][:, None]]
+    return np.concatenate(columns, axis=1, dtype=np.float32, casting="same_kind")
+
+
+def _per_drug(
+    z: FloatArray,
+    patient: IntArray,
+    drug: IntArray,
+    y: FloatArray,
+    fit_rows: IntArray,
+    query_rows: IntArray,
+    strengths: Sequence[float],
+) -> FloatArray:
+    """Predictions [strengths, query rows]."""
+    means = _drug_means(drug, y, fit_rows, int(drug.max()) + 1)
+    found = np.tile(means[drug[query_rows]], (len(strengths), 1))
+    fit_order, query_order = np.argsort(drug[fit_rows], kind="stable"), np.argsort(drug[query_rows], kind="stable")
+    numbers = np.arange(len(means) + 1)
+    fit_bounds = np.searchsorted(drug[fit_rows][fit_order], numbers)
+    query_bounds = np.searchsorted(drug[query_rows][query_order], numbers)
+    for number in range(len(means)):
+        fit = fit_rows[fit_order[fit_bounds[number] : fit_bounds[number + 1]]]
+        places = query_order[query_bounds[number] : query_bounds[number + 1]]
+        if len(fit) < 2 or not len(places):
+            continue
+        x = z[patient[fit]]
+        centre = x.mean(axis=0)
+        values, vectors = np.linalg.eigh((x - centre) @ (x - centre).T)
+        values = np.maximum(values, 0.0)
+        projected = vectors.T @ (y[fit] - means[number])
+        kernel = (z[patient[query_rows[places]]] - centre) @ (x - centre).T @ vectors
+        for place, strength in enumerate(strengths):
+            found[place, places] += kernel @ (projected / (values + strength))
+    return found
+
+
+def _drug_means(drug: IntArray, y: FloatArray, fit_rows: IntArray, n_drugs: int) -> FloatArray:
+    count = np.bincount(drug[fit_rows], minlength=n_drugs)
+    total = np.bincount(drug[fit_rows], weights=y[fit_rows], minlength=n_drugs)
+    overall = y[fit_rows].mean() if len(fit_rows) else 0.0
+    return np.where(count > 0, total / np.maximum(count, 1), overall)

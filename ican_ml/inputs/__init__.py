@@ -1,0 +1,1 @@
+"""Patients to network inputs: one torch-free path that training and serving share."""

@@ -1,0 +1,98 @@
+"""Rows of a cohort's episodes -> patients at their prediction times, with what was known then and nothing later.
+
+Episodes of one subject that share prediction time and covariates are one patient state asked about several regimens: a
+cell line tested with 170 drugs is encoded once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from ican_ml.cohort.cohort import Cohort
+from ican_ml.cohort.omics import Modality, latest_samples
+from ican_ml.inputs.encode import Int64, OmicsRows, PatientStates, Regimen
+from ican_ml.records.store import RecordStore, history
+
+if TYPE_CHECKING:
+    import polars as pl
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CohortStates:
+    """Patients, and where each episode is among them.
+
+    Attributes
+    ----------
+    patients
+        N patient states.
+    subject_id, prediction_time
+        int64 [N], datetime64[us] [N].
+    patient, slot
+        int64 [episodes]: row of ``patients``, and position of the episode's regimen among that patient's regimens.
+    """
+
+    patients: PatientStates
+    subject_id: Int64
+    prediction_time: npt.NDArray[np.datetime64]
+    patient: Int64
+    slot: Int64
+
+
+def assemble(
+    cohort: Cohort, store: RecordStore | None, episodes: pl.DataFrame, covariates: Sequence[str]
+) -> CohortStates:
+    """Gather the patients of ``episodes``: latest samples and events at or before each prediction time."""
+    missing = [name for name in covariates if name not in episodes.columns]
+    if missing:
+        raise ValueError(
+            f"inputs.covariates: expected columns of episodes.parquet, got {missing}; it has {sorted(episodes.columns)}"
+        )
+    number: dict[tuple[object, ...], int] = {}
+    first: list[int] = []
+    regimens: list[list[Regimen]] = []
+    patient = np.empty(len(episodes), np.int64)
+    slot = np.empty(len(episodes), np.int64)
+    identity = episodes.select("subject_id", "prediction_time", *covariates).rows()
+    treatments: list[list[str] | None] = episodes["treatment"].to_list()
+    for row, (key, drugs) in enumerate(zip(identity, treatments, strict=True)):
+        state = number.setdefault(key, len(number))
+        if state == len(first):
+            first.append(row)
+            regimens.append([])
+        patient[row], slot[row] = state, len(regimens[state])
+        regimens[state].append(tuple(drugs or ()))
+    subject_id = episodes["subject_id"].to_numpy()[first].astype(np.int64)
+    prediction_time = episodes["prediction_time"].to_numpy()[first].astype("datetime64[us]")
+    return CohortStates(
+        patients=PatientStates(
+            omics={
+                name: _omics_rows(modality, subject_id, prediction_time)
+                for name, modality in cohort.modalities.items()
+            },
+            events=history(store, subject_id, prediction_time) if store is not None else None,
+            covariates={name: episodes[name][first].to_list() for name in covariates},
+            regimens=regimens,
+        ),
+        subject_id=subject_id,
+        prediction_time=prediction_time,
+        patient=patient,
+        slot=slot,
+    )
+
+
+def _omics_rows(
+    modality: Modality, subject_id: Int64, prediction_time: npt.NDArray[np.datetime64]
+) -> OmicsRows:
+    """Rows of the latest samples; a patient without one gets an empty row and assay number 0."""
+    sample = latest_samples(modality, subject_id, prediction_time)
+    present = sample >= 0
+    number = {name: i for i, name in enumerate(sorted(modality.panels), start=1)}
+    assay = np.array([number[str(name)] for name in modality.panel], np.int64)
+    panel = np.zeros(len(sample), np.int64)
+    panel[present] = assay[sample[present]]
+    return OmicsRows(matrix=modality.matrix.take(sample), panel=panel)

@@ -1,0 +1,349 @@
+"""Patients in plain arrays -> the arrays of the network. Torch-free; training and serving run exactly this code.
+
+In: :class:`PatientStates`, ragged rows of one patient at one prediction time each, with the regimens to ask about.
+Out: :class:`EncodedPatients`, still ragged, from which :func:`collate` pads any choice of rows into named arrays:
+
+=========================================  =======  ==========  =================================================
+``<m>_indptr``                             int64    B + 1       raw values of every stored feature of modality m
+``<m>_indices``                            int64    nnz
+``<m>_values``                             float32  nnz
+``<m>_total``                              float32  B           sum of the row: the size factor of counts
+``<m>_panel``                              int64    B           assay number, 0 = not measured
+``<m>_tokens``                             int64    B, K        the most telling features + 1, 0 = padding
+``<m>_token_values``                       float32  B, K        their raw values
+``event_code``                             int64    B, T        vocabulary id, 0 = padding
+``event_value``, ``event_has_value``       float32  B, T        normalised by (code, unit); 1 where there is a value
+``event_gap``, ``event_age``               float32  B, T        days before the prediction (-1 = static); age, 0 unknown
+``summary``                                float32  B, S        standardised record aggregates and covariates
+``treatment_drug``, ``treatment_class``    int64    B, R, D     0 = padding, 1 = unknown
+``treatment_gene``                         int64    B, R, G     targets; 0 = padding, 1 = targets unknown
+``treatment_state``                        float32  B, R, G, M  raw value of each target gene in each modality
+``treatment_state_known``                  float32  B, R, G, M  1 where that was measured
+=========================================  =======  ==========  =================================================
+
+Values stay raw (logarithm, centring and clipping happen in the network), so that every backend agrees to the bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from ican_ml.encoding.csr import CSRBatch
+from ican_ml.encoding.operators import Backend, rank_tokens, row_sums
+from ican_ml.inputs.schema import FIRST_KNOWN, UNKNOWN, InputSchema, ModalitySchema
+from ican_ml.records.aggregates import aggregate
+from ican_ml.records.vocabulary import Events
+
+Float32 = npt.NDArray[np.float32]
+Int64 = npt.NDArray[np.int64]
+Regimen = tuple[str, ...]
+
+INHIBITOR = "inhibitor:"
+DAYS_PER_YEAR = np.float32(365.25)
+_SUMMARY_LIMIT = np.float32(10.0)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OmicsRows:
+    """One modality of N patients: raw values, and each row's assay number (0 = not measured)."""
+
+    matrix: CSRBatch
+    panel: Int64
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PatientStates:
+    """N patients, each at one prediction time, nothing later than it.
+
+    Attributes
+    ----------
+    omics
+        By modality name; a modality of the schema that is missing here counts as not measured.
+    events
+        Record up to the prediction time; ``None`` = no records.
+    covariates
+        Column name to N values; ``None`` within = unknown.
+    regimens
+        N lists of regimens. A regimen is a tuple of drug names, ``()`` = no treatment named; ``inhibitor:<gene>``
+        stands for a drug that is nothing but an inhibitor of that gene.
+    """
+
+    omics: Mapping[str, OmicsRows]
+    events: Events | None
+    covariates: Mapping[str, Sequence[object]]
+    regimens: Sequence[Sequence[Regimen]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Modality:
+    matrix: CSRBatch
+    panel: Int64
+    total: Float32
+    tokens: Int64
+    token_values: Float32
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Events:
+    offsets: Int64
+    code: Int64
+    value: Float32
+    has_value: Float32
+    gap: Float32
+    age: Float32
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Regimens:
+    drug: Int64
+    drug_class: Int64
+    gene: Int64
+    state_column: Int64
+    of_row: Int64
+    state: Float32
+    state_known: Float32
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EncodedPatients:
+    """What :func:`encode` returns. ``summary_raw`` keeps NaN for missing: the baselines' view of the same columns."""
+
+    modalities: Mapping[str, _Modality]
+    events: _Events
+    summary_raw: Float32
+    summary: Float32
+    regimens: _Regimens
+
+    @property
+    def n_rows(self) -> int:
+        """Number of patients."""
+        return len(self.summary)
+
+
+def encode(schema: InputSchema, states: PatientStates, *, backend: Backend = "auto") -> EncodedPatients:
+    """Turn patients into network inputs under a fitted schema. No Python loop over patients' values."""
+    n_rows = len(states.regimens)
+    modalities = {m.name: _encode_modality(m, states.omics.get(m.name), n_rows, backend) for m in schema.modalities}
+    events, aggregates = _encode_events(schema, states.events, n_rows)
+    summary_raw = np.concatenate([aggregates, _encode_covariates(schema, states.covariates, n_rows)], axis=1)
+    return EncodedPatients(
+        modalities=modalities,
+        events=events,
+        summary_raw=summary_raw,
+        summary=standardise_summary(summary_raw, schema.summary_mean, schema.summary_inverse_sd),
+        regimens=_encode_regimens(schema, states.regimens, modalities),
+    )
+
+
+def encode_summary(schema: InputSchema, states: PatientStates) -> Float32:
+    """The ``summary_raw`` of :func:`encode` alone: float32 [N, S], NaN = missing."""
+    n_rows = len(states.regimens)
+    aggregates = _encode_events(schema, states.events, n_rows)[1]
+    return np.concatenate([aggregates, _encode_covariates(schema, states.covariates, n_rows)], axis=1)
+
+
+def standardise_summary(raw: Float32, mean: Float32, inverse_sd: Float32) -> Float32:
+    """Centre, scale and clip to +-10; a missing value becomes the training mean, 0."""
+    scaled = np.clip((raw - mean) * inverse_sd, -_SUMMARY_LIMIT, _SUMMARY_LIMIT)
+    return np.where(np.isnan(scaled), np.float32(0), scaled)
+
+
+def values_at(matrix: CSRBatch, features: Int64) -> tuple[Float32, npt.NDArray[np.bool_]]:
+    """Value and presence of chosen features in each row: ``features`` int64 [rows, q], -1 = none."""
+    width = matrix.n_features
+    keys = matrix.row_ids() * width + matrix.indices
+    wanted = np.arange(matrix.n_rows, dtype=np.int64)[:, None] * width + features
+    position = np.minimum(np.searchsorted(keys, wanted), max(len(keys) - 1, 0))
+    if not len(keys):
+        return np.zeros(features.shape, np.float32), np.zeros(features.shape, bool)
+    stored = (features >= 0) & (keys[position] == wanted)
+    return np.where(stored, matrix.values[position], np.float32(0)), stored
+
+
+def _encode_modality(schema: ModalitySchema, rows: OmicsRows | None, n_rows: int, backend: Backend) -> _Modality:
+    if rows is None:
+        empty = CSRBatch(
+            np.zeros(n_rows + 1, np.int64), np.empty(0, np.int32), np.empty(0, np.float32), len(schema.features)
+        )
+        rows = OmicsRows(matrix=empty, panel=np.zeros(n_rows, np.int64))
+    tokens, _ = rank_tokens(
+        rows.matrix, schema.rank_scale, schema.max_tokens, by_magnitude=schema.kind == "continuous", backend=backend
+    )
+    tokens = tokens.astype(np.int64)
+    return _Modality(
+        matrix=rows.matrix,
+        panel=rows.panel,
+        total=row_sums(rows.matrix),
+        tokens=tokens + 1,
+        token_values=values_at(rows.matrix, tokens)[0],
+    )
+
+
+def _encode_events(schema: InputSchema, events: Events | None, n_rows: int) -> tuple[_Events, Float32]:
+    if schema.vocabulary is None or schema.aggregates is None or events is None:
+        none = np.empty(0, np.float32)
+        width = len(schema.aggregates.names) if schema.aggregates else 0
+        nothing = _Events(
+            offsets=np.zeros(n_rows + 1, np.int64),
+            code=np.empty(0, np.int64),
+            value=none,
+            has_value=none,
+            gap=none,
+            age=np.zeros(n_rows, np.float32),
+        )
+        return nothing, np.full((n_rows, width), np.nan, np.float32)
+    ids, values, has_value = schema.vocabulary.encode(events)
+    aggregates = aggregate(schema.aggregates, events.offsets, ids, values, has_value, events.gap, events.age)
+    keep = _most_recent(events, schema.max_events)
+    kept_before = np.concatenate([[0], np.cumsum(keep)])
+    return _Events(
+        offsets=kept_before[events.offsets].astype(np.int64),
+        code=ids[keep].astype(np.int64),
+        value=values[keep],
+        has_value=has_value[keep].astype(np.float32),
+        gap=events.gap[keep],
+        age=np.nan_to_num(events.age, nan=0.0).astype(np.float32),
+    ), aggregates
+
+
+def _most_recent(events: Events, limit: int) -> npt.NDArray[np.bool_]:
+    """Static events first (at most half of the room), then the latest ones; order within a row is kept."""
+    length = np.diff(events.offsets)
+    row = np.repeat(np.arange(len(length)), length)
+    position = np.arange(len(row)) - events.offsets[row]
+    static = np.minimum(np.bincount(row[events.gap < 0], minlength=len(length)), limit // 2)
+    keep: npt.NDArray[np.bool_] = (position < static[row]) | (position >= (length - limit + static)[row])
+    return keep
+
+
+def _encode_covariates(schema: InputSchema, values: Mapping[str, Sequence[object]], n_rows: int) -> Float32:
+    columns: list[Float32] = []
+    for covariate in schema.covariates:
+        column = values.get(covariate.name, [None] * n_rows)
+        if covariate.categories is None:
+            columns.append(np.array([np.nan if v is None else float(str(v)) for v in column], np.float32)[:, None])
+        else:
+            text = np.array(["" if v is None else str(v) for v in column], dtype=object)
+            columns.append((text[:, None] == np.array(covariate.categories, dtype=object)[None]).astype(np.float32))
+    return np.concatenate(columns, axis=1) if columns else np.empty((n_rows, 0), np.float32)
+
+
+def drug_ids(schema: InputSchema, drug: str) -> tuple[int, int, list[int]]:
+    """Identity, class and target genes of a drug as the network numbers them (see :mod:`ican_ml.inputs.schema`)."""
+    if drug.startswith(INHIBITOR):
+        return 0, 0, [schema.gene_id.get(drug.removeprefix(INHIBITOR), UNKNOWN)]
+    genes = [schema.gene_id[gene] for gene in schema.targets.get(drug, ()) if gene in schema.gene_id]
+    drug_class = schema.class_id.get(schema.class_of.get(drug, ""), UNKNOWN)
+    return schema.drug_id.get(drug, UNKNOWN), drug_class, genes or [UNKNOWN]
+
+
+def _encode_regimens(
+    schema: InputSchema, regimens: Sequence[Sequence[Regimen]], modalities: Mapping[str, _Modality]
+) -> _Regimens:
+    number: dict[Regimen, int] = {}
+    asked = [[number.setdefault(tuple(sorted(set(r))), len(number)) for r in row] for row in regimens]
+    of_row = np.full((len(asked), max(map(len, asked), default=0)), -1, np.int64)
+    for row, numbers in enumerate(asked):
+        of_row[row, : len(numbers)] = numbers
+    parts = [[drug_ids(schema, drug) for drug in regimen] for regimen in number]
+    gene = _padded([sorted({g for _, _, genes in drugs for g in genes}) for drugs in parts])
+    state_genes, state_column = np.unique(gene, return_inverse=True)
+    state, state_known = _target_state(schema, modalities, state_genes, len(asked))
+    return _Regimens(
+        drug=_padded([[drug for drug, _, _ in drugs] for drugs in parts]),
+        drug_class=_padded([[drug_class for _, drug_class, _ in drugs] for drugs in parts]),
+        gene=gene,
+        state_column=state_column.reshape(gene.shape),
+        of_row=of_row,
+        state=state,
+        state_known=state_known,
+    )
+
+
+def _target_state(
+    schema: InputSchema, modalities: Mapping[str, _Modality], genes: Int64, n_rows: int
+) -> tuple[Float32, Float32]:
+    """float32 [rows, genes, modalities] twice: raw value of each gene, and whether it was measured."""
+    state = np.zeros((n_rows, len(genes), len(schema.modalities)), np.float32)
+    known = np.zeros_like(state)
+    for m, modality in enumerate(schema.modalities):
+        encoded = modalities[modality.name]
+        feature = schema.feature_of_gene(modality)[genes]
+        state[:, :, m], stored = values_at(encoded.matrix, np.broadcast_to(feature, (n_rows, len(genes))))
+        measured = stored if modality.explicit else modality.measured()[encoded.panel][:, feature]
+        known[:, :, m] = measured & (feature >= 0) & (genes >= FIRST_KNOWN)
+    return state * known, known
+
+
+def _padded(rows: Sequence[Sequence[int]]) -> Int64:
+    out = np.zeros((len(rows), max(1, max(map(len, rows), default=1))), np.int64)
+    for i, row in enumerate(rows):
+        out[i, : len(row)] = row
+    return out
+
+
+def collate(encoded: EncodedPatients, rows: Int64) -> dict[str, npt.NDArray[np.generic]]:
+    """Pad the chosen patients into the arrays of the module docstring; every padded axis is at least 1 long."""
+    batch: dict[str, npt.NDArray[np.generic]] = {}
+    for name, modality in encoded.modalities.items():
+        matrix = modality.matrix.take(rows)
+        tokens = modality.tokens[rows]
+        width = max(1, int((tokens > 0).sum(axis=1).max(initial=0)))
+        batch[f"{name}_indptr"] = matrix.indptr
+        batch[f"{name}_indices"] = matrix.indices.astype(np.int64)
+        batch[f"{name}_values"] = matrix.values
+        batch[f"{name}_total"] = modality.total[rows]
+        batch[f"{name}_panel"] = modality.panel[rows]
+        batch[f"{name}_tokens"] = tokens[:, :width]
+        batch[f"{name}_token_values"] = modality.token_values[rows, :width]
+    batch |= _collate_events(encoded.events, rows)
+    batch["summary"] = encoded.summary[rows]
+    return batch | _collate_regimens(encoded.regimens, rows)
+
+
+def _collate_events(events: _Events, rows: Int64) -> dict[str, npt.NDArray[np.generic]]:
+    length = events.offsets[rows + 1] - events.offsets[rows]
+    slot = np.arange(max(1, int(length.max(initial=0))))
+    filled = slot < length[:, None]
+    source = (events.offsets[rows][:, None] + slot)[filled]
+
+    def padded(values: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
+        out = np.zeros(filled.shape, values.dtype)
+        out[filled] = values[source]
+        return out
+
+    gap = padded(events.gap).astype(np.float32)
+    age = events.age[rows][:, None] - np.maximum(gap, 0) / DAYS_PER_YEAR
+    known_age = filled & (events.age[rows] > 0)[:, None]
+    return {
+        "event_code": padded(events.code),
+        "event_value": padded(events.value),
+        "event_has_value": padded(events.has_value),
+        "event_gap": gap,
+        "event_age": np.where(known_age, age, np.float32(0)).astype(np.float32),
+    }
+
+
+def _collate_regimens(regimens: _Regimens, rows: Int64) -> dict[str, npt.NDArray[np.generic]]:
+    asked = regimens.of_row[rows]
+    asked = asked[:, : max(1, int((asked >= 0).sum(axis=1).max(initial=0)))]
+    present = asked >= 0
+    drug = regimens.drug[asked] * present[..., None]
+    drug_class = regimens.drug_class[asked] * present[..., None]
+    gene = regimens.gene[asked] * present[..., None]
+    drugs = max(1, int((drug_class + drug > 0).sum(axis=-1).max(initial=0)))
+    genes = max(1, int((gene > 0).sum(axis=-1).max(initial=0)))
+    column = regimens.state_column[asked][..., :genes]
+    row = rows[:, None, None]
+    padding = (gene[..., :genes] > 0)[..., None]
+    return {
+        "treatment_drug": drug[..., :drugs],
+        "treatment_class": drug_class[..., :drugs],
+        "treatment_gene": gene[..., :genes],
+        "treatment_state": regimens.state[row, column] * padding,
+        "treatment_state_known": regimens.state_known[row, column] * padding,
+    }

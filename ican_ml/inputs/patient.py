@@ -1,0 +1,194 @@
+"""A plain patient dictionary -> patient states, checked at the door. What the clinical service takes.
+
+    {
+      "prediction_time": "2024-05-02",
+      "birth_time": "1957-03-11",
+      "omics": {"mutation": {"KRAS": 1}, "expression": {"ERBB2": 812, ...}},
+      "assays": {"mutation": "panel_a"},
+      "events": [{"code": "SEX//F"}, {"code": "LAB//HGB", "time": "2024-04-30T08:15", "value": 112, "unit": "g/L"}],
+      "covariates": {"indication": "LUAD", "line": 2}
+    }
+
+Every part may be missing. A modality that is named was measured, even if ``{}``; one that is not named was not. Of a
+sparse modality only the non-zero features need be given; of a dense one, null means "not measured". Events after
+``prediction_time`` are not used. Features that the model does not know are not used; :class:`PatientNotes` counts both.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+
+from ican_ml.encoding.csr import CSRBatch
+from ican_ml.inputs.encode import OmicsRows, PatientStates, Regimen
+from ican_ml.inputs.schema import InputSchema, ModalitySchema
+from ican_ml.records.store import BIRTH, build_store, history
+from ican_ml.records.vocabulary import Events
+
+_FIELDS = ("prediction_time", "birth_time", "omics", "assays", "events", "covariates")
+_EVENT_FIELDS = ("code", "time", "value", "unit")
+
+
+class PatientError(ValueError):
+    """A patient dictionary that cannot be used: names the field, what was expected and what came."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PatientNotes:
+    """What was left aside or not understood, as counts and fractions."""
+
+    unknown_features: dict[str, int]
+    events_after_prediction: int
+    record: dict[str, float]
+
+
+def read_patient(
+    schema: InputSchema, patient: Mapping[str, Any], regimens: Sequence[Regimen]
+) -> tuple[PatientStates, PatientNotes]:
+    """Check a patient dictionary and turn it into a state of one row.
+
+    Raises
+    ------
+    PatientError
+        Unknown fields, modalities, assays or covariates; values that are not finite numbers; times that do not parse.
+    """
+    _check_fields("patient", patient, _FIELDS)
+    omics = _mapping("omics", patient.get("omics"))
+    assays = _mapping("assays", patient.get("assays"))
+    known = {modality.name for modality in schema.modalities}
+    for part, named in (("omics", omics), ("assays", assays)):
+        if unknown := sorted(set(named) - known):
+            raise PatientError(f"{part}: expected modalities among {sorted(known)}, got {unknown}")
+    unknown_features: dict[str, int] = {}
+    rows = {}
+    for modality in schema.modalities:
+        if modality.name in omics:
+            values = _mapping(f"omics.{modality.name}", omics[modality.name])
+            rows[modality.name], unknown_features[modality.name] = _read_omics(
+                modality, values, assays.get(modality.name)
+            )
+    moment = _time("prediction_time", patient.get("prediction_time"))
+    events, later = _read_events(schema, patient, moment)
+    states = PatientStates(
+        omics=rows, events=events, covariates=_read_covariates(schema, patient), regimens=[list(regimens)]
+    )
+    coverage = schema.vocabulary.coverage(events) if schema.vocabulary else {}
+    return states, PatientNotes(unknown_features=unknown_features, events_after_prediction=later, record=coverage)
+
+
+def _read_omics(modality: ModalitySchema, values: Mapping[str, Any], assay: object) -> tuple[OmicsRows, int]:
+    position = {feature: i for i, feature in enumerate(modality.features)}
+    found: dict[int, float] = {}
+    for feature, value in values.items():
+        if value is None:
+            continue
+        number = _number(f"omics.{modality.name}.{feature}", value)
+        if modality.kind == "count" and number < 0:
+            raise PatientError(f"omics.{modality.name}.{feature}: expected a count of at least 0, got {number:g}")
+        if feature in position and (number != 0 or modality.explicit):
+            found[position[feature]] = number
+    indices = np.array(sorted(found), np.int32)
+    matrix = CSRBatch(
+        np.array([0, len(indices)], np.int64),
+        indices,
+        np.array([found[int(i)] for i in indices], np.float32),
+        len(modality.features),
+    )
+    panels = list(modality.panels)
+    if assay is None and len(panels) == 1:
+        assay = panels[0]
+    if assay not in panels:
+        raise PatientError(f"assays.{modality.name}: expected one of {panels}, got {assay!r}")
+    panel = np.array([panels.index(str(assay)) + 1], np.int64)
+    return OmicsRows(matrix=matrix, panel=panel), sum(feature not in position for feature in values)
+
+
+def _read_events(
+    schema: InputSchema, patient: Mapping[str, Any], moment: np.datetime64
+) -> tuple[Events, int]:
+    listed = patient.get("events") or []
+    if not isinstance(listed, Sequence) or isinstance(listed, str):
+        raise PatientError(f"events: expected a list of events, got {type(listed).__name__}")
+    times, codes, values, units = [], [], [], []
+    for i, event in enumerate(listed):
+        event = _mapping(f"events[{i}]", event)
+        _check_fields(f"events[{i}]", event, _EVENT_FIELDS)
+        code = event.get("code")
+        if not isinstance(code, str) or not code:
+            raise PatientError(f"events[{i}].code: expected a code, got {code!r}")
+        value = event.get("value")
+        codes.append(code)
+        units.append(str(event.get("unit") or "").strip())
+        times.append(_time(f"events[{i}].time", event.get("time")))
+        values.append(math.nan if value is None else _number(f"events[{i}].value", value))
+    if patient.get("birth_time") is not None:
+        codes.append(BIRTH)
+        units.append("")
+        times.append(_time("birth_time", patient["birth_time"]))
+        values.append(math.nan)
+    time = np.array(times, "datetime64[us]")
+    distinct_codes, distinct_units = sorted(set(codes)), sorted(set(units))
+    store = build_store(
+        subject_id=np.zeros(len(codes), np.int64),
+        time=time,
+        code=np.array([distinct_codes.index(code) for code in codes], np.int64),
+        value=np.array(values, np.float32),
+        unit=np.array([distinct_units.index(unit) for unit in units], np.int64),
+        codes=distinct_codes,
+        units=distinct_units,
+        parents=schema.vocabulary.parents if schema.vocabulary else {},
+    )
+    later = 0 if np.isnat(moment) else int((time > moment).sum())
+    return history(store, np.zeros(1, np.int64), np.array([moment])), later
+
+
+def _read_covariates(schema: InputSchema, patient: Mapping[str, Any]) -> dict[str, list[object]]:
+    given = _mapping("covariates", patient.get("covariates"))
+    known = {covariate.name: covariate for covariate in schema.covariates}
+    if unknown := sorted(set(given) - set(known)):
+        raise PatientError(f"covariates: expected names among {sorted(known)}, got {unknown}")
+    read: dict[str, list[object]] = {}
+    for name, value in given.items():
+        if value is not None and known[name].categories is None:
+            value = _number(f"covariates.{name}", value)
+        read[name] = [value]
+    return read
+
+
+def _check_fields(where: str, given: Mapping[str, Any], allowed: Sequence[str]) -> None:
+    if unknown := sorted(set(given) - set(allowed)):
+        raise PatientError(f"{where}: expected fields among {list(allowed)}, got {unknown}")
+
+
+def _mapping(where: str, value: object) -> Mapping[str, Any]:
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise PatientError(f"{where}: expected an object, got {type(value).__name__}")
+    return value
+
+
+def _number(where: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float | np.number):
+        raise PatientError(f"{where}: expected a number, got {value!r}")
+    number = float(np.float32(value))
+    if not math.isfinite(number):
+        raise PatientError(f"{where}: expected a finite number, got {value!r}")
+    return number
+
+
+def _time(where: str, value: object) -> np.datetime64:
+    if value is None:
+        return np.datetime64("NaT", "us")
+    try:
+        moment = datetime.fromisoformat(str(value))
+    except ValueError:
+        raise PatientError(f"{where}: expected a date or time like 2024-05-02T08:15, got {value!r}") from None
+    if moment.tzinfo is not None:
+        raise PatientError(f"{where}: expected local wall time without a timezone, got {value!r}")
+    return np.datetime64(moment, "us")

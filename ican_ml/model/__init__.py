@@ -1,0 +1,1 @@
+"""The network: embeddings, transformer blocks, fusion, treatment queries, heads (torch only)."""

@@ -1,0 +1,37 @@
+"""The longitudinal record -> tokens: code + value + time (log gap, and how much of it is left after half-lives of days).
+
+No calendar date, and no position: order within a day is free. Shapes: B patients, T events, W width, S summary columns.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+_YEARS = 100.0
+_HALF_LIVES = (14.0, 60.0, 240.0)
+
+
+class RecordEmbedding(nn.Module):
+    """One token an event, and one for the summary (record aggregates and covariates): ``[B, 1 + T, W]`` with a mask."""
+
+    def __init__(self, n_codes: int, n_summary: int, width: int, dropout: float) -> None:
+        super().__init__()
+        self.code = nn.Embedding(n_codes, width, padding_idx=0)
+        nn.init.normal_(self.code.weight, std=0.02)
+        self.value = nn.Embedding(n_codes, width, padding_idx=0)
+        nn.init.zeros_(self.value.weight)
+        self.time = nn.Linear(len(_HALF_LIVES) + 4, width)
+        self.summary = nn.Sequential(nn.Dropout(dropout), nn.Linear(n_summary, width), nn.LayerNorm(width))
+
+    def forward(
+        self, code_BT: Tensor, value_BT: Tensor, has_value_BT: Tensor, gap_BT: Tensor, age_BT: Tensor, summary_BS: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        static_BT = (gap_BT < 0).to(gap_BT.dtype)
+        gap_BT = gap_BT.clamp(min=0)
+        recent = [torch.exp2(-gap_BT / days) for days in _HALF_LIVES]
+        time_BTN = torch.stack([torch.log1p(gap_BT) / 5, static_BT, age_BT / _YEARS, has_value_BT, *recent], dim=-1)
+        events_BTW = self.code(code_BT) + self.value(code_BT) * value_BT[..., None] + self.time(time_BTN)
+        tokens_BTW = torch.cat([self.summary(summary_BS)[:, None], events_BTW], dim=1)
+        mask_BT = torch.cat([torch.ones_like(code_BT[:, :1], dtype=torch.bool), code_BT > 0], dim=1)
+        return tokens_BTW, mask_BT

@@ -1,0 +1,251 @@
+"""Summary columns of a record: what the wide path and the baselines see of a patient's history.
+
+In: encoded events (ids, normalised values), flat and ragged over rows. Out: float32 [rows, S], NaN = missing, with
+
+- ``age``: years at the prediction time
+- ``<code>:count``: log1p of the number of events; NaN where the row has no event of any kind (no record)
+- ``<code>:recency``: log1p of the days since the latest one
+- ``<code>:last``: value at the latest time, the mean of the values where several share that time
+- ``<code>:mean``: mean of the values, static ones included
+- ``<code>:slope``: least-squares slope of the dated values per year, 0 where they all share one time
+
+Sums run in float64 over one fixed order (row, code, time, value), so a row has the same bits alone and in any batch,
+and the order of a source file never matters. NumPy and the standard library only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ican_ml.records.vocabulary import FIRST_KNOWN, Bool, Float32, Int64, Vocabulary
+
+ENCODING = "ican-aggregates"
+VERSION = 1
+_DAYS_PER_YEAR = 365.25
+_MIN_ROWS = 20
+_MIN_FRACTION = 0.005
+Float64 = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Aggregates:
+    """Which columns there are. Every tuple of ids is ascending; ``names`` lists the columns in order.
+
+    Attributes
+    ----------
+    code_ids
+        Codes with a ``count`` column.
+    dated_ids
+        Those that are ever dated: ``recency``.
+    value_ids
+        Those with values: ``last`` and ``mean``.
+    slope_ids
+        Those with dated values: ``slope``.
+    names
+        S column names.
+    """
+
+    code_ids: tuple[int, ...]
+    dated_ids: tuple[int, ...]
+    value_ids: tuple[int, ...]
+    slope_ids: tuple[int, ...]
+    names: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON types; :meth:`from_json` restores the same columns."""
+        ids = {name: list(getattr(self, name)) for name in ("code_ids", "dated_ids", "value_ids", "slope_ids")}
+        return {"encoding": ENCODING, "version": VERSION, **ids, "names": list(self.names)}
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> Aggregates:
+        """Read what :meth:`to_json` wrote.
+
+        Raises
+        ------
+        ValueError
+            If the document is of another kind or version.
+        """
+        found = (document.get("encoding"), document.get("version"))
+        if found != (ENCODING, VERSION):
+            raise ValueError(
+                f"aggregates: expected encoding {ENCODING!r} version {VERSION}, got {found[0]!r} version {found[1]!r}; "
+                "export the bundle again with this version of ican_ml"
+            )
+        return cls(
+            code_ids=tuple(document["code_ids"]),
+            dated_ids=tuple(document["dated_ids"]),
+            value_ids=tuple(document["value_ids"]),
+            slope_ids=tuple(document["slope_ids"]),
+            names=tuple(document["names"]),
+        )
+
+
+def fit_aggregates(
+    vocabulary: Vocabulary, offsets: Int64, ids: Int64, has_value: Bool, gap: Float32, *, min_rows: int | None = None
+) -> Aggregates:
+    """Choose the columns: codes that at least ``min_rows`` of the training rows have.
+
+    Parameters
+    ----------
+    vocabulary
+        Names the ids.
+    offsets, ids, has_value, gap
+        Encoded training events, see :meth:`Vocabulary.encode` and :class:`Events`.
+    min_rows
+        Default: 0.5% of the rows, at least 20. Padding and unknown never get a column.
+    """
+    n_rows = len(offsets) - 1
+    if min_rows is None:
+        min_rows = max(_MIN_ROWS, int(np.ceil(_MIN_FRACTION * n_rows)))
+    rows = np.repeat(np.arange(n_rows, dtype=np.int64), np.diff(offsets))
+    dated = gap >= 0
+
+    def common(chosen: Bool) -> Int64:
+        pairs = np.unique(rows[chosen] * vocabulary.n_ids + ids[chosen])
+        n_having = np.bincount(pairs % vocabulary.n_ids, minlength=vocabulary.n_ids)
+        n_having[:FIRST_KNOWN] = 0
+        return np.flatnonzero(n_having >= min_rows)
+
+    def ever(chosen: Bool) -> Bool:
+        return np.bincount(ids[chosen], minlength=vocabulary.n_ids) > 0
+
+    code_ids, value_ids = common(np.ones(len(ids), bool)), common(has_value)
+    dated_ids, slope_ids = code_ids[ever(dated)[code_ids]], value_ids[ever(dated & has_value)[value_ids]]
+    blocks = (
+        ("count", code_ids),
+        ("recency", dated_ids),
+        ("last", value_ids),
+        ("mean", value_ids),
+        ("slope", slope_ids),
+    )
+    names = [f"{vocabulary.codes[i - FIRST_KNOWN]}:{block}" for block, chosen in blocks for i in chosen.tolist()]
+    return Aggregates(
+        code_ids=tuple(code_ids.tolist()),
+        dated_ids=tuple(dated_ids.tolist()),
+        value_ids=tuple(value_ids.tolist()),
+        slope_ids=tuple(slope_ids.tolist()),
+        names=("age", *names),
+    )
+
+
+def aggregate(
+    spec: Aggregates,
+    offsets: Int64,
+    ids: Int64,
+    values: Float32,
+    has_value: Bool,
+    gap: Float32,
+    age: Float32,
+) -> Float32:
+    """Compute the columns of every row.
+
+    Parameters
+    ----------
+    spec
+        The columns.
+    offsets, ids, values, has_value, gap, age
+        Encoded events of the rows, see :meth:`Vocabulary.encode` and :class:`Events`.
+
+    Returns
+    -------
+    float32 [rows, S]
+        One column for each of ``spec.names``; NaN = missing.
+    """
+    length = np.diff(offsets)
+    rows = np.repeat(np.arange(len(length), dtype=np.int64), length)
+    out = np.full((len(length), len(spec.names)), np.nan, np.float32)
+    out[:, 0] = age
+    column = 1
+    n_ids = max((*spec.code_ids, *spec.value_ids, int(ids.max(initial=0))), default=0) + 1
+
+    group = _Groups.of(rows, ids, spec.code_ids, n_ids, gap)
+    out[:, column : column + len(spec.code_ids)] = np.where(length > 0, np.float32(0), np.float32(np.nan))[:, None]
+    group.put(out, column, spec.code_ids, n_ids, np.log1p(group.size))
+    column += len(spec.code_ids)
+    group.put(out, column, spec.dated_ids, n_ids, np.log1p(group.latest_gap()))
+    column += len(spec.dated_ids)
+
+    at = np.flatnonzero(has_value)
+    group = _Groups.of(rows[at], ids[at], spec.value_ids, n_ids, gap[at], values[at])
+    for statistic in (group.last(), group.mean()):
+        group.put(out, column, spec.value_ids, n_ids, statistic)
+        column += len(spec.value_ids)
+    at = np.flatnonzero(has_value & (gap >= 0))
+    group = _Groups.of(rows[at], ids[at], spec.slope_ids, n_ids, gap[at], values[at])
+    group.put(out, column, spec.slope_ids, n_ids, group.slope())
+    return out
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Groups:
+    """Events of the chosen ids, grouped by (row, id), the latest first; static events count as the oldest."""
+
+    key: Int64
+    size: Int64
+    of_event: Int64
+    start: Int64
+    gap: Float64
+    value: Float64
+
+    @classmethod
+    def of(
+        cls,
+        rows: Int64,
+        ids: Int64,
+        chosen: tuple[int, ...],
+        n_ids: int,
+        gap: Float32,
+        values: Float32 | None = None,
+    ) -> _Groups:
+        wanted = np.zeros(n_ids, bool)
+        wanted[list(chosen)] = True
+        at = np.flatnonzero(wanted[ids])
+        key = rows[at] * n_ids + ids[at]
+        days = np.where(gap[at] < 0, np.inf, gap[at])
+        value = np.zeros(len(at)) if values is None else values[at].astype(np.float64)
+        order = np.lexsort((value, days, key))
+        key, days, value = key[order], days[order], value[order]
+        first = np.append(True, key[1:] != key[:-1]) if len(key) else np.zeros(0, bool)
+        start = np.flatnonzero(first)
+        return cls(
+            key=key[start],
+            size=np.diff(np.append(start, len(key))),
+            of_event=np.cumsum(first) - 1,
+            start=start,
+            gap=days,
+            value=value,
+        )
+
+    def put(self, out: Float32, column: int, chosen: tuple[int, ...], n_ids: int, statistic: Float64) -> None:
+        """Write one number a group into the block of columns of the chosen ids."""
+        place = np.full(n_ids, -1, np.int64)
+        place[list(chosen)] = np.arange(len(chosen))
+        row, code = np.divmod(self.key, n_ids)
+        kept = (place[code] >= 0) & np.isfinite(statistic)
+        out[row[kept], column + place[code[kept]]] = statistic[kept].astype(np.float32)
+
+    def latest_gap(self) -> Float64:
+        return self.gap[self.start]
+
+    def last(self) -> Float64:
+        latest = self.gap == self.gap[self.start][self.of_event]
+        return self._sum(np.where(latest, self.value, 0.0)) / self._sum(latest.astype(np.float64))
+
+    def mean(self) -> Float64:
+        return self._sum(self.value) / self.size
+
+    def slope(self) -> Float64:
+        years = -self.gap / _DAYS_PER_YEAR
+        years = years - (self._sum(years) / self.size)[self.of_event]
+        spread = self._sum(years * years)
+        moved = self._sum(years * (self.value - self.mean()[self.of_event]))
+        several = self.gap[self.start] != self.gap[self.start + self.size - 1]
+        return np.divide(moved, spread, out=np.zeros(len(self.size)), where=several)
+
+    def _sum(self, of_event: Float64) -> Float64:
+        return np.bincount(self.of_event, weights=of_event, minlength=len(self.size)).astype(np.float64, copy=False)

@@ -1,0 +1,1 @@
+"""Torch-free prediction from a bundle."""

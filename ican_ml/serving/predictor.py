@@ -1,0 +1,146 @@
+"""From a bundle and a plain patient dictionary to ranked treatments, with NumPy and onnxruntime alone.
+
+    predictor = Predictor("runs/demo/bundle")
+    answer = predictor.predict(patient, [("osimertinib",), ("cisplatin", "pemetrexed")])
+
+The patient is encoded once and every regimen asks it in one forward pass; the order and number of regimens change no
+answer. What a patient looks like: :mod:`ican_ml.inputs.patient`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+from ican_ml.bundle.read import Arrays, BundleError, open_bundle
+from ican_ml.inputs.answer import summarise
+from ican_ml.inputs.encode import INHIBITOR, Regimen, collate, encode
+from ican_ml.inputs.patient import PatientError, PatientNotes, read_patient
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ranked:
+    """One regimen's predictions.
+
+    Attributes
+    ----------
+    regimen
+        Its drugs.
+    prediction
+        By task: probability of the outcome (binary), expected survival in days within the observed span (survival), or
+        the expected value (regression).
+    unknown_drugs
+        Drugs that training did not see: predicted from their targets alone, or, without any, as an unknown drug.
+    """
+
+    regimen: Regimen
+    prediction: dict[str, float]
+    unknown_drugs: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answer:
+    """Regimens from most to least promising for the first task, and what was left aside of the patient."""
+
+    task: str
+    ranked: tuple[Ranked, ...]
+    notes: PatientNotes
+
+
+class Predictor:
+    """Answers for one bundle.
+
+    Parameters
+    ----------
+    bundle
+        Folder of the bundle.
+    threads
+        Threads of one prediction.
+
+    Raises
+    ------
+    BundleError
+        If the bundle was changed, or this machine does not reproduce its golden cases.
+    """
+
+    def __init__(self, bundle: str | Path, *, threads: int = 1) -> None:
+        self._bundle = open_bundle(bundle)
+        self.schema = self._bundle.schema
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 3
+        self._session = onnxruntime.InferenceSession(self._bundle.model, options, providers=["CPUExecutionProvider"])
+        self._input_names = {node.name for node in self._session.get_inputs()}
+        self._output_names = [node.name for node in self._session.get_outputs()]
+        self._prove_golden_cases()
+
+    def predict(self, patient: Mapping[str, Any], regimens: Sequence[Regimen]) -> Answer:
+        """Rank regimens for one patient.
+
+        Parameters
+        ----------
+        patient
+            See :mod:`ican_ml.inputs.patient`.
+        regimens
+            At least one; each a tuple of drug names (``inhibitor:<gene>`` for a virtual inhibitor).
+
+        Raises
+        ------
+        PatientError
+            If the patient or a regimen cannot be used.
+        """
+        regimens = [self._checked(regimen) for regimen in regimens]
+        if not regimens:
+            raise PatientError("treatments: expected at least one regimen, got none")
+        inputs, notes = self.inputs(patient, regimens)
+        outputs = self.run(inputs)
+        predictions = {task.name: summarise(task, outputs[task.name])[0] for task in self.schema.tasks}
+        headline = self.schema.tasks[0]
+        sign = 1 if headline.kind == "regression" else -1
+        order = np.argsort(sign * predictions[headline.name], kind="stable")
+        ranked = tuple(
+            Ranked(
+                regimen=regimens[i],
+                prediction={name: float(values[i]) for name, values in predictions.items()},
+                unknown_drugs=tuple(
+                    d for d in regimens[i] if d not in self.schema.drug_id and not d.startswith(INHIBITOR)
+                ),
+            )
+            for i in order
+        )
+        return Answer(task=headline.name, ranked=ranked, notes=notes)
+
+    def inputs(self, patient: Mapping[str, Any], regimens: Sequence[Regimen]) -> tuple[Arrays, PatientNotes]:
+        """The network's input arrays for one patient (see :mod:`ican_ml.inputs.encode`)."""
+        states, notes = read_patient(self.schema, patient, regimens)
+        encoded = encode(self.schema, states, backend="reference")
+        return collate(encoded, np.zeros(1, np.int64)), notes
+
+    def run(self, inputs: Arrays) -> Arrays:
+        """The network's outputs by task."""
+        used = {name: values for name, values in inputs.items() if name in self._input_names}
+        return dict(zip(self._output_names, self._session.run(None, used), strict=True))
+
+    def _checked(self, regimen: Regimen) -> Regimen:
+        for drug in regimen:
+            if drug.startswith(INHIBITOR) and drug.removeprefix(INHIBITOR) not in self.schema.gene_id:
+                raise PatientError(
+                    f"treatments: expected a gene that the model knows in {drug!r}; it is none of its "
+                    f"{len(self.schema.genes)} genes"
+                )
+        return tuple(sorted(set(regimen)))
+
+    def _prove_golden_cases(self) -> None:
+        outputs = self.run(self._bundle.golden_inputs)
+        for name, expected in self._bundle.golden_outputs.items():
+            difference = float(np.abs(outputs[name].astype(np.float64) - expected.astype(np.float64)).max())
+            if not difference <= self._bundle.tolerance:
+                raise BundleError(
+                    f"bundle: golden case of {name!r} differs by {difference:.2g}, expected at most "
+                    f"{self._bundle.tolerance:g}; this machine or its onnxruntime does not compute what was exported"
+                )

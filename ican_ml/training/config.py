@@ -1,0 +1,66 @@
+"""Typed configuration of training and of the trainer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(kw_only=True, slots=True)
+class TrainingConfig:
+    """How the network is fitted.
+
+    Attributes
+    ----------
+    epochs, patience
+        At most so many passes; stop when the tuning loss has not improved for ``patience`` of them.
+    learning_rate, weight_decay, warmup
+        AdamW; ``warmup`` is the share of all steps.
+    wide_rate
+        Learning rate of the fitted linear path as a share of the rest's. 0 keeps it as fitted.
+    wide_strengths
+        Ridge strengths tried for the linear path, strongest first.
+    """
+
+    epochs: int = 10
+    patience: int = 3
+    batch_size: int = 128
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.05
+    warmup: float = 0.1
+    gradient_clip: float = 1.0
+    wide_rate: float = 0.1
+    wide_strengths: list[float] = field(default_factory=lambda: [3000.0, 1000.0, 300.0, 100.0, 30.0, 10.0])
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "patience", "batch_size", "learning_rate", "gradient_clip"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"training.{name}: expected a positive number, got {getattr(self, name)}")
+        for name in ("weight_decay", "wide_rate"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"training.{name}: expected a number of at least 0, got {getattr(self, name)}")
+        if not 0 <= self.warmup < 1:
+            raise ValueError(f"training.warmup: expected a share in [0, 1), got {self.warmup}")
+        if not self.wide_strengths or min(self.wide_strengths) <= 0:
+            raise ValueError(f"training.wide_strengths: expected positive numbers, got {self.wide_strengths}")
+        self.wide_strengths = sorted(self.wide_strengths, reverse=True)
+
+
+@dataclass(kw_only=True, slots=True)
+class TrainerConfig:
+    """Where and how it runs.
+
+    Attributes
+    ----------
+    accelerator, devices, precision
+        As Lightning's Trainer takes them.
+    threads
+        CPU threads; 0 = all.
+    checkpoint_every
+        Also save the resumable state every so many steps (0 = at the end of each epoch only).
+    """
+
+    accelerator: str = "cpu"
+    devices: int = 1
+    precision: str = "32-true"
+    threads: int = 0
+    checkpoint_every: int = 0

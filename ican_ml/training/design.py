@@ -1,0 +1,43 @@
+"""The baselines' view of encoded patients: exactly what the network sees, as plain matrices."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ican_ml.encoding.operators import normalize_log1p
+from ican_ml.evaluation.design import Design
+from ican_ml.inputs.assemble import CohortStates
+from ican_ml.inputs.encode import EncodedPatients, Float32
+from ican_ml.inputs.schema import InputSchema, ModalitySchema
+
+if TYPE_CHECKING:
+    import polars as pl
+
+
+def baseline_design(
+    schema: InputSchema, encoded: EncodedPatients, states: CohortStates, episodes: pl.DataFrame
+) -> Design:
+    """Omics blocks by patient; regimen indicators, raw summary and indication by episode."""
+    drug = encoded.regimens.drug[encoded.regimens.of_row[states.patient, states.slot]]
+    regimen = np.zeros((len(drug), len(schema.drug_id) + 2), np.float32)
+    regimen[np.arange(len(drug))[:, None], drug] = 1
+    groups = episodes["indication"].fill_null("").to_numpy() if "indication" in episodes.columns else None
+    return Design(
+        omics={modality.name: _dense(modality, encoded) for modality in schema.modalities},
+        patient=states.patient,
+        regimen=regimen[:, 1:],
+        summary=encoded.summary_raw[states.patient],
+        groups=np.full(len(drug), "", dtype=str) if groups is None else groups.astype(str),
+    )
+
+
+def _dense(schema: ModalitySchema, encoded: EncodedPatients) -> Float32:
+    """float32 [patients, features]: normalised, centred and scaled by the training statistics; NaN = not measured."""
+    modality = encoded.modalities[schema.name]
+    matrix = normalize_log1p(modality.matrix) if schema.kind == "count" else modality.matrix
+    measured = schema.measured()[modality.panel]
+    block = np.where(measured & (not schema.explicit), np.float32(0), np.float32(np.nan)).astype(np.float32)
+    block[matrix.row_ids(), matrix.indices] = matrix.values
+    return np.asarray((block - schema.mean) * schema.inverse_sd, np.float32)

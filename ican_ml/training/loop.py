@@ -1,0 +1,151 @@
+"""One fit: linear warm start, then the network under Lightning, resumable; the best epoch by tuning loss is returned."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import lightning
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, TQDMProgressBar
+
+from ican_ml.inputs.encode import Int64
+from ican_ml.inputs.schema import InputSchema
+from ican_ml.model.patient_transformer import ModelConfig, PatientTransformer
+from ican_ml.training.config import TrainerConfig, TrainingConfig
+from ican_ml.training.data import PatientData, PatientLoader
+from ican_ml.training.module import PatientModule
+from ican_ml.training.wide import fit_wide
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FitResult:
+    """The fitted network, and its losses by epoch: ``{"epoch", "train_loss", "tuning_loss"}`` each."""
+
+    network: PatientTransformer
+    curve: tuple[dict[str, float], ...]
+
+
+class _Curve(Callback):
+    """Collects losses by epoch and says them in one plain line each."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, float]] = []
+        self._start = time.monotonic()
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, _: lightning.LightningModule) -> None:
+        losses = {name: float(trainer.callback_metrics[name]) for name in ("train_loss", "tuning_loss")}
+        self.rows.append({"epoch": trainer.current_epoch + 1, **losses})
+        _log.info(
+            "epoch %d/%d  train loss %.4f  tuning loss %.4f  (%.0f s)",
+            trainer.current_epoch + 1, trainer.max_epochs, *losses.values(), time.monotonic() - self._start,
+        )
+
+    def state_dict(self) -> dict[str, list[dict[str, float]]]:
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state: dict[str, list[dict[str, float]]]) -> None:
+        self.rows = list(state["rows"])
+
+
+def fit(
+    schema: InputSchema,
+    data: PatientData,
+    train: Int64,
+    tuning: Int64,
+    *,
+    model: ModelConfig,
+    training: TrainingConfig,
+    trainer: TrainerConfig,
+    folder: Path,
+    seed: int,
+    loggers: list[lightning.pytorch.loggers.Logger] | None = None,
+) -> FitResult:
+    """Fit on patients ``train``, stop by patients ``tuning``; the state to resume from lives in ``folder``.
+
+    A ``last.ckpt`` in ``folder`` is gone on from: the caller removes it when configuration or data have changed.
+    """
+    if trainer.threads:
+        torch.set_num_threads(trainer.threads)
+    torch.manual_seed(seed)
+    network = PatientTransformer(model, schema)
+    resume = folder / "last.ckpt"
+    if not resume.exists():
+        wide = fit_wide(network, data, train, tuning, strengths=training.wide_strengths)
+        _log.info("linear path fitted, ridge strength %g, tuning loss %.4f", wide.strength, dict(wide.path)[wide.strength])
+    if not model.deep:
+        return FitResult(network=network.eval(), curve=())
+    loader = PatientLoader(data, train, batch_size=training.batch_size, seed=seed)
+    module = PatientModule(network, training, steps=len(loader) * training.epochs)
+    curve = _Curve()
+    checkpoints = [
+        ModelCheckpoint(folder, filename="best", monitor="tuning_loss", save_last=False, enable_version_counter=False),
+        ModelCheckpoint(
+            folder, filename="last", save_top_k=1, enable_version_counter=False, save_on_train_epoch_end=True,
+            every_n_epochs=1,
+        ),
+    ]
+    if trainer.checkpoint_every:
+        checkpoints.append(
+            ModelCheckpoint(
+                folder, filename="last", save_top_k=1, enable_version_counter=False,
+                every_n_train_steps=trainer.checkpoint_every,
+            )
+        )
+    callbacks: list[Callback] = [
+        *checkpoints, EarlyStopping("tuning_loss", patience=training.patience), curve,
+    ]
+    on_terminal = sys.stderr.isatty()
+    if on_terminal:
+        callbacks.append(TQDMProgressBar())
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="lightning")
+        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        lightning.Trainer(
+            accelerator=trainer.accelerator,
+            devices=trainer.devices,
+            precision=trainer.precision,  # type: ignore[arg-type]
+            max_epochs=training.epochs,
+            gradient_clip_val=training.gradient_clip,
+            callbacks=callbacks,
+            logger=loggers or False,
+            enable_progress_bar=on_terminal,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            deterministic=True,
+            default_root_dir=folder,
+        ).fit(
+            module,
+            loader,
+            PatientLoader(data, tuning, batch_size=training.batch_size),
+            ckpt_path=str(resume) if resume.exists() else None,
+            weights_only=True,
+        )
+    best = torch.load(folder / "best.ckpt", weights_only=True)["state_dict"]
+    network.load_state_dict({name.removeprefix("network."): value for name, value in best.items()})
+    return FitResult(network=network.eval(), curve=tuple(curve.rows))
+
+
+def predict(network: PatientTransformer, data: PatientData, rows: Int64, *, batch_size: int = 256) -> dict[str, np.ndarray]:
+    """Outputs by task for the chosen patients, ``[n, R, ...]``, padded to the most regimens of any of them."""
+    network.eval()
+    parts: dict[str, list[np.ndarray]] = {task.name: [] for task in network.tasks}
+    with torch.inference_mode():
+        for start in range(0, len(rows), batch_size):
+            for name, output in network(data.batch(rows[start : start + batch_size])).items():
+                parts[name].append(output.float().cpu().numpy())
+    return {name: _stack(outputs) for name, outputs in parts.items()}
+
+
+def _stack(outputs: list[np.ndarray]) -> np.ndarray:
+    widest = max(output.shape[1] for output in outputs)
+    padding = [[(0, 0), (0, widest - o.shape[1])] + [(0, 0)] * (o.ndim - 2) for o in outputs]
+    return np.concatenate([np.pad(o, p) for o, p in zip(outputs, padding, strict=True)])

@@ -1,0 +1,32 @@
+"""Train, evaluate and export: ``python train.py experiment=demo``; ``python train.py --help`` shows what can be set.
+
+Hydra composes ``configs/`` and the command line into a typed configuration; everything else is `ican_ml.pipeline`.
+"""
+
+import sys
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from ican_ml.config import RunConfig
+from ican_ml.pipeline import run
+from ican_ml.resources import resource_folder
+
+ConfigStore.instance().store(name="run_config", node=RunConfig)
+
+
+@hydra.main(version_base="1.3", config_path=str(resource_folder("configs")), config_name="config")
+def main(composed: DictConfig) -> None:
+    """Run the pipeline; a mistake in configuration or data ends in one clear message."""
+    try:
+        config = OmegaConf.to_object(composed)
+        assert isinstance(config, RunConfig)
+        run(config)
+    except (ValueError, OSError, OmegaConfBaseException) as error:
+        sys.exit(f"train.py: {error}")
+
+
+if __name__ == "__main__":
+    main()
