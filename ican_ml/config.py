@@ -10,7 +10,7 @@ from enum import Enum
 
 from ican_ml.inputs.fit import InputConfig
 from ican_ml.model.patient_transformer import ModelConfig
-from ican_ml.training.config import TrainerConfig, TrainingConfig
+from ican_ml.training.config import LoggerConfig, TrainerConfig, TrainingConfig
 
 
 class Kind(Enum):
@@ -106,14 +106,6 @@ class EvaluationConfig:
     def __post_init__(self) -> None:
         if self.replicates < 1:
             raise ValueError(f"evaluation.replicates: expected at least 1, got {self.replicates}")
-
-
-@dataclass(kw_only=True, slots=True)
-class LoggerConfig:
-    """``csv`` always; ``wandb`` adds an offline Weights & Biases run with nothing of the machine in it."""
-
-    wandb: bool = False
-    project: str = "ican_ml"
 
 
 @dataclass(kw_only=True, slots=True)

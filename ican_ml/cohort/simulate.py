@@ -6,14 +6,14 @@ In: a seed and a number of subjects. Out: a folder with omics, a MEDS record, ep
 The mechanism of response (symbols: i episode, d drug, g gene, k ATC class)::
 
     A_ig  = 1 - (1 - mutated_ig) (1 - expit(10 (log2ratio_ig - 0.55)))   target altered: mutated or amplified
-    E_ig  = expit(2.0 z_ig + 1.4)                                        target expressed: z of log abundance
+    E_ig  = expit(2.0 z_ig + 1.4)                                        target expressed: z of log relative abundance
     S_id  = max over targets g of d of A_ig E_ig                         dependence of the tumour on what d inhibits
             x (1 - 0.8 [a resistance gene of d's class k is mutated])
     S_i   = 1 - prod over drugs of the regimen (1 - S_id)                independent action of combined drugs
     F_i   = 0.6 reserve - 0.5 inflammation + 0.2 (their trends a year)  fitness at prediction_time, seen in
                                                                          ALB, HGB, ECOG, CRP, NLR, LDH
     logit P(response_i) = a + b S_i expit(2 F_i + 1) + c F_i
-            - 0.12 prior courses - 0.15 (line - 1) + indication + mean over the regimen of a drug's own effect
+            - 0.08 prior courses - 0.1 (line - 1) + indication + mean over the regimen of a drug's own effect
 
 A drug does little for a tumour that does not depend on its target, and even a matched drug fails a patient who is too
 frail and inflamed to be treated: response needs omics, record and drug together. Death has the log hazard
@@ -53,7 +53,7 @@ __all__ = ["SimulationSummary", "Truth", "oracle_auroc", "read_truth", "simulate
 
 Progress = Callable[[str, int, int], None]
 _STEPS = ("tumours", "courses", "records", "omics files", "tables")
-_MISSING = {"mutation": 0.015, "cnv": 0.03, "expression": 0.03}
+_MISSING = {"mutation": 0.01, "cnv": 0.015, "expression": 0.015}
 _HELD_OUT = 0.25
 
 
@@ -75,15 +75,13 @@ class SimulationSummary:
         return {name: round(value, 4) if isinstance(value, float) else value for name, value in asdict(self).items()}
 
 
-def simulate(
-    out: Path, *, subjects: int = 3000, seed: int = 7, progress: Progress | None = None
-) -> SimulationSummary:
+def simulate(out: Path, *, subjects: int = 3000, seed: int = 7, progress: Progress | None = None) -> SimulationSummary:
     """Simulate a cohort into the folder `out`, which is made; the same arguments give the same cohort.
 
     Parameters
     ----------
     out : folder of the cohort; must not hold one already
-    subjects : at least 20, so that both splits see both outcomes
+    subjects : at least 40, so that both splits see both outcomes
     seed : non-negative
     progress : called as (what has begun, steps done, steps in all)
 
@@ -92,12 +90,12 @@ def simulate(
     ValueError
         If `subjects` or `seed` is out of range, or `out` holds files.
     """
-    if subjects < 20 or seed < 0:
-        raise ValueError(f"expected subjects >= 20 and seed >= 0, got subjects={subjects}, seed={seed}")
+    if subjects < 40 or seed < 0:
+        raise ValueError(f"expected subjects >= 40 and seed >= 0, got subjects={subjects}, seed={seed}")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"expected a new or empty folder, got {out.name!r} with contents: remove it or choose another")
     tell = progress or (lambda what, done, total: None)
-    children = np.random.SeedSequence([SIMULATOR_VERSION, seed]).spawn(8)
+    children = np.random.SeedSequence([2026, SIMULATOR_VERSION, seed]).spawn(8)
     stream = [np.random.default_rng(child) for child in children]
     world = build_world()
     tell(_STEPS[0], 0, len(_STEPS))

@@ -86,17 +86,13 @@ def drug_sensitivity(
     """Sensitivity S [N, D] in [0, 1) of each tumour to each drug, and whether a target of it is altered [N, D]."""
     column = {gene: i for i, gene in enumerate(TARGET_GENES)}
     mutated = mutation[:, world.positions(TARGET_GENES, "mutation")]
-    gain = expit(
-        world_.AMPLIFICATION_SLOPE * (cnv[:, world.positions(TARGET_GENES, "cnv")] - world_.AMPLIFICATION_CUT)
-    )
+    gain = expit(world_.AMPLIFICATION_SLOPE * (cnv[:, world.positions(TARGET_GENES, "cnv")] - world_.AMPLIFICATION_CUT))
     altered = 1.0 - (1.0 - mutated) * (1.0 - gain)
     expressed = expit(
         world_.EXPRESSION_SLOPE * expression_z[:, world.positions(TARGET_GENES)] + world_.EXPRESSION_SHIFT
     )
     dependence = altered * expressed
-    defeated = {
-        atc: mutation[:, world.positions(genes, "mutation")].any(axis=1) for atc, genes in RESISTANCE.items()
-    }
+    defeated = {atc: mutation[:, world.positions(genes, "mutation")].any(axis=1) for atc, genes in RESISTANCE.items()}
     sensitivity, hit = np.empty((len(mutation), len(DRUGS))), np.empty((len(mutation), len(DRUGS)), dtype=bool)
     for d, drug in enumerate(DRUGS):
         genes = [column[gene] for gene in drug.targets]
@@ -207,7 +203,7 @@ def _choose(
     weight = weight + rng.gumbel(size=weight.shape)
     first = weight.argmax(axis=1)
     rows = np.arange(len(first))
-    weight[_CLASS_OF_DRUG == _CLASS_OF_DRUG[first][:, None]] = -np.inf
+    weight[_CLASS_OF_DRUG[first][:, None] == _CLASS_OF_DRUG] = -np.inf
     pair = rng.random(len(first)) < expit(-2.0 - 0.5 * frailty)
     chosen = np.zeros(weight.shape, dtype=bool)
     chosen[rows, first] = True

@@ -44,7 +44,7 @@ class Tumours:
     mutation : bool [N, 300]
     cnv : float32 [N, 400], log2 ratio
     abundance : float64 [N, 2000], expected count at depth 1
-    expression_z : float64 [N, 2000], log abundance standardised by gene over the cohort
+    expression_z : float64 [N, 2000], log share of the total abundance, standardised by gene over the cohort
     """
 
     mutation: NDArray[np.bool_]
@@ -58,9 +58,7 @@ def simulate_tumours(world: World, indication: NDArray[np.int64], seeds: list[np
     mutation_rng, cnv_rng, expression_rng = (np.random.default_rng(seed) for seed in seeds)
     cnv = _copy_number(world, indication, cnv_rng)
     abundance, z = _abundance(world, indication, cnv, expression_rng)
-    return Tumours(
-        mutation=_mutations(world, indication, mutation_rng), cnv=cnv, abundance=abundance, expression_z=z
-    )
+    return Tumours(mutation=_mutations(world, indication, mutation_rng), cnv=cnv, abundance=abundance, expression_z=z)
 
 
 def draw_counts(abundance: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float32]:
@@ -115,5 +113,6 @@ def _abundance(
     shape = 1.0 / world.dispersion
     biology = rng.standard_gamma(shape, (n, N_EXPRESSION)) / shape
     log_abundance = log_mean + np.log(biology + 1e-12)
-    z = (log_abundance - log_abundance.mean(axis=0)) / log_abundance.std(axis=0)
-    return np.exp(log_abundance), z
+    abundance = np.exp(log_abundance)
+    log_share = log_abundance - np.log(abundance.sum(axis=1, keepdims=True))
+    return abundance, (log_share - log_share.mean(axis=0)) / log_share.std(axis=0)

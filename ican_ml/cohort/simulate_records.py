@@ -5,8 +5,8 @@ numeric_value, unit), which `write_meds` writes as ``data/<split>/0.parquet`` wi
 
 Laboratories are read at visits about every 45 days from up to a year before the first line until observation ends;
 a fifth of the visits is missed, and no visit measures everything. With reserve r(t), inflammation q(t) and noise e:
-albumin = 38 + 4 r + 1.4 e (g/L), haemoglobin = 125 + 11 r - 3 q + 5 e (g/L, or g/dL at two sites),
-log CRP = 2.2 + 0.6 q + 0.25 e (mg/L, or mg/dL at one site), log NLR = 1.2 + 0.4 q + 0.15 e,
+albumin = 38 + 4 r + 1.0 e (g/L), haemoglobin = 125 + 11 r - 3 q + 4 e (g/L, or g/dL at two sites),
+log CRP = 2.2 + 0.6 q + 0.2 e (mg/L, or mg/dL at one site), log NLR = 1.2 + 0.4 q + 0.15 e,
 log LDH = 5.4 + 0.2 q + 0.12 e (U/L), ECOG = round(1.2 - 0.6 r + 0.4 q + 0.4 e) in 0..4, and a tumour marker that
 rises while a line fails. Most subjects are also seen on the very morning of `prediction_time` (usable: cuts are
 inclusive). Events go on after every prediction_time, death included: whoever reads the cohort must cut.
@@ -17,13 +17,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
-import meds
 import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
+from meds import schema as meds
 from numpy.typing import NDArray
 
 from ican_ml.cohort import simulate_world as world_
@@ -33,8 +34,10 @@ from ican_ml.cohort.simulate_world import CLASS_NAME, DRUGS
 PREDICTION_HOUR = 9.0
 _DAY = 86_400_000_000
 _VISIT_EVERY, _VISIT_MISSED, _BASELINE_SEEN = 45.0, 0.20, 0.92
-_MEASURED = {"ALB": 0.85, "HGB": 0.92, "CRP": 0.80, "NLR": 0.75, "LDH": 0.60, "marker": 0.55, "ECOG": 0.75}
-_COMORBIDITY = (("I10", -0.6, 0.1), ("E11.9", -1.6, 0.2), ("J44.9", -2.3, 0.5), ("N18.3", -2.6, 0.5), ("I50.9", -2.9, 0.6))
+_MEASURED = {"ALB": 0.92, "HGB": 0.95, "CRP": 0.88, "NLR": 0.85, "LDH": 0.60, "marker": 0.55, "ECOG": 0.75}
+_COMORBIDITY = (
+    ("I10", -0.6, 0.1), ("E11.9", -1.6, 0.2), ("J44.9", -2.3, 0.5), ("N18.3", -2.6, 0.5), ("I50.9", -2.9, 0.6),
+)  # fmt: skip
 _PRIOR = (("PLT-001", "L01XA"), ("TAX-001", "L01CD"), ("PYR-001", "L01BC"))
 
 
@@ -93,7 +96,8 @@ class _Events:
 
 def at(subjects: Subjects, rows: NDArray[np.int64], day: NDArray[np.float64]) -> NDArray[np.datetime64]:
     """Moment `day` days after the first line's midnight, to the minute."""
-    return subjects.entry[rows] + (np.round(day * 1440.0) * (_DAY // 1440)).astype("timedelta64[us]")
+    offset = (np.round(day * 1440.0) * (_DAY // 1440)).astype("timedelta64[us]")
+    return np.asarray(subjects.entry[rows] + offset)
 
 
 def simulate_records(subjects: Subjects, health: Health, course: Course, rng: np.random.Generator) -> pl.DataFrame:
@@ -127,7 +131,9 @@ def _history(events: _Events, subjects: Subjects, health: Health, rng: np.random
     events.add(rows, at(subjects, rows, -rng.uniform(15, 360, len(rows))), "RADIATION")
 
 
-def _visits(subjects: Subjects, course: Course, rng: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+def _visits(
+    subjects: Subjects, course: Course, rng: np.random.Generator
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Subject row and day of every visit: regular ones, then those on the morning of a prediction_time."""
     begin = np.where(subjects.bare_record, 20.0, -rng.uniform(60, 365, len(subjects.subject_id)))
     until = np.minimum(course.last, np.where(course.started, course.start, 0.0).max(axis=1) + 400.0)
@@ -153,14 +159,14 @@ def _laboratories(
     measured = dict(zip(_MEASURED, (rng.random((len(rows), 7)) < list(_MEASURED.values())).T, strict=True))
     when, site = at(subjects, rows, day), subjects.site[rows]
     g_per_dl, mg_per_dl = np.array(world_.SITE_HGB_G_PER_DL)[site], np.array(world_.SITE_CRP_MG_PER_DL)[site]
-    hgb = 125.0 + 11.0 * reserve - 3.0 * inflamed + 5.0 * noise[:, 1]
-    crp = np.exp(2.2 + 0.6 * inflamed + 0.25 * noise[:, 2])
+    hgb = 125.0 + 11.0 * reserve - 3.0 * inflamed + 4.0 * noise[:, 1]
+    crp = np.exp(2.2 + 0.6 * inflamed + 0.2 * noise[:, 2])
     marker = np.exp(2.0 + 0.5 * ended + 0.4 * noise[:, 5])
     marker_code, marker_unit = np.array(world_.INDICATION_MARKER, dtype=object)[subjects.indication[rows]].T
     unit_hgb = np.where(g_per_dl, "g/dL", "g/L").astype(object)
     unit_crp = np.where(mg_per_dl, "mg/dL", "mg/L").astype(object)
     for name, code, value, unit, digits in (
-        ("ALB", "LAB//ALB", 38.0 + 4.0 * reserve + 1.4 * noise[:, 0], "g/L", 1),
+        ("ALB", "LAB//ALB", 38.0 + 4.0 * reserve + 1.0 * noise[:, 0], "g/L", 1),
         ("HGB", "LAB//HGB", np.where(g_per_dl, hgb / 10.0, hgb).clip(3.0), unit_hgb, 1),
         ("CRP", "LAB//CRP", np.where(mg_per_dl, crp / 10.0, crp), unit_crp, 2),
         ("NLR", "LAB//NLR", np.exp(1.2 + 0.4 * inflamed + 0.15 * noise[:, 3]), "{ratio}", 2),
@@ -169,15 +175,16 @@ def _laboratories(
         ("ECOG", "ECOG", (1.2 - 0.6 * reserve + 0.4 * inflamed + 0.4 * noise[:, 6]).clip(0.0, 4.0), None, 0),
     ):
         use = measured[name]
-        part = [x[use] if isinstance(x, np.ndarray) else x for x in (code, unit)]
-        events.add(rows[use], when[use], part[0], np.round(value[use], digits), part[1])
+        code_used = code[use] if isinstance(code, np.ndarray) else code
+        unit_used = unit[use] if isinstance(unit, np.ndarray) else unit
+        events.add(rows[use], when[use], code_used, np.round(value[use], digits), unit_used)
 
 
 def _therapies(events: _Events, subjects: Subjects, course: Course, rng: np.random.Generator) -> None:
-    names = np.array([drug.name for drug in DRUGS], dtype=object)
+    starts = np.array([f"DRUG//{drug.name}//START" for drug in DRUGS], dtype=object)
     for line in range(MAX_LINES):
         rows, drug = np.nonzero(course.regimen[:, line])
-        events.add(rows, at(subjects, rows, course.start[rows, line] + 1.0), "DRUG//" + names[drug] + "//START")
+        events.add(rows, at(subjects, rows, course.start[rows, line] + 1.0), starts[drug])
         rows = np.flatnonzero(np.isfinite(course.end[:, line]))
         events.add(rows, at(subjects, rows, course.end[rows, line]), "IMAGING//PROGRESSION")
         assessed = course.start[:, line] + np.round(rng.uniform(50, 70, len(course.last)), 3)
@@ -191,7 +198,8 @@ def write_meds(out: Path, events: pl.DataFrame, subjects: Subjects, *, seed: int
     split = np.where(subjects.held_out, meds.held_out_split, meds.train_split)
     of_subject = pl.DataFrame({"subject_id": subjects.subject_id, "split": split.tolist()})
     for name in (meds.train_split, meds.held_out_split):
-        part = events.join(of_subject.filter(pl.col("split") == name), on="subject_id", how="semi", maintain_order="left")
+        chosen = of_subject.filter(pl.col("split") == name)
+        part = events.join(chosen, on="subject_id", how="semi", maintain_order="left")
         folder = out / meds.data_subdirectory / name
         folder.mkdir(parents=True, exist_ok=True)
         pq.write_table(meds.DataSchema.align(part.to_arrow()), folder / "0.parquet")
@@ -208,7 +216,7 @@ def write_meds(out: Path, events: pl.DataFrame, subjects: Subjects, *, seed: int
     pq.write_table(meds.SubjectSplitSchema.align(of_subject.to_arrow()), out / meds.subject_splits_filepath)
     about = meds.DatasetMetadataSchema(
         dataset_name="ican-simulated", dataset_version=f"{world_.SIMULATOR_VERSION}-{seed}", etl_name="ican simulate",
-        etl_version=str(world_.SIMULATOR_VERSION), meds_version=meds.__version__, license="CC0-1.0",
+        etl_version=str(world_.SIMULATOR_VERSION), meds_version=version("meds"), license="CC0-1.0",
     )  # fmt: skip
     (out / meds.dataset_metadata_filepath).write_text(json.dumps(about.to_dict(), indent=2) + "\n")
 

@@ -25,7 +25,7 @@ INDICATION_ICD10 = ("C34.1", "C50.4", "C18.7", "C43.5", "C67.9")
 INDICATION_MARKER = (
     ("LAB//CEA", "ug/L"), ("LAB//CA15-3", "kU/L"), ("LAB//CEA", "ug/L"), ("LAB//S100B", "ug/L"), ("LAB//NMP22", "kU/L"),
 )  # fmt: skip
-INDICATION_EFFECT = (0.10, 0.20, -0.10, 0.05, -0.20)
+INDICATION_EFFECT = (0.05, 0.10, -0.05, 0.0, -0.10)
 
 SITES = ("north", "south", "east", "west", "central")
 SITE_WEIGHT = (0.30, 0.25, 0.20, 0.15, 0.10)
@@ -94,12 +94,12 @@ PATHWAYS: tuple[tuple[tuple[str, int], ...], ...] = (
 PATHWAY_LOADING = 0.55
 
 # Intended mean and spread of the mechanism; the equations stand in `ican_ml.cohort.simulate`.
-INTERCEPT = -1.25
-SENSITIVITY_EFFECT = 5.0
+INTERCEPT = -1.2
+SENSITIVITY_EFFECT = 4.8
 GATE_SLOPE, GATE_SHIFT = 2.0, 1.0
 FITNESS_EFFECT = 0.35
 RESISTANCE_LOSS = 0.8
-PRIOR_EFFECT, LINE_EFFECT = -0.12, -0.15
+PRIOR_EFFECT, LINE_EFFECT = -0.08, -0.10
 AMPLIFICATION_SLOPE, AMPLIFICATION_CUT = 10.0, 0.55
 EXPRESSION_SLOPE, EXPRESSION_SHIFT = 2.0, 1.4
 
@@ -162,7 +162,7 @@ def build_world() -> World:
         for size in (N_MUTATION, N_CNV)
     )
     base = rng.normal(0.4, 1.5, N_EXPRESSION).clip(-3.0, 4.5)
-    base[is_named] = rng.normal(4.3, 0.3, len(named))
+    base[is_named] = rng.normal(4.8, 0.3, len(named))
     shifted = (rng.random((len(INDICATIONS), N_EXPRESSION)) < 0.15) & ~is_named
     expression_base = base + np.where(shifted, rng.normal(0.0, 0.9, shifted.shape), 0.0)
     module = np.where(rng.random(N_EXPRESSION) < 0.5, rng.integers(0, N_MODULES, N_EXPRESSION), -1)
@@ -184,7 +184,7 @@ def build_world() -> World:
         panels=_panels(rng, genes[mutation].tolist()),
         drug_weight=drug_weight,
         drug_frailty=np.repeat(rng.normal(0.0, 0.5, len(CLASSES)), 3),
-        drug_effect=rng.normal(0.0, 0.2, len(DRUGS)),
+        drug_effect=rng.normal(0.0, 0.1, len(DRUGS)),
     )
 
 

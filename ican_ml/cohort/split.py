@@ -69,12 +69,9 @@ def split_episodes(
         If a column is missing or has other values, a subject lies in two parts, or a part would be empty.
     """
     subject = episodes["subject_id"].to_numpy()
-    draw = _draws([f"{seed}:{value}" for value in subject.tolist()])
     if method == "hash":
+        draw = _draws([f"{seed}:{value}" for value in subject.tolist()])
         part = np.where(_smallest(draw, held_out_fraction), "held_out", "train")
-        # The held-out subjects are the smallest draws: rescale the rest to 0..1 for the second cut.
-        rest = part == "train"
-        draw = np.where(rest, (draw - held_out_fraction) / max(1 - held_out_fraction, 1e-12), draw)
     elif method == "fold":
         in_fold = _folds_of(episodes, fold_column) == _known_fold(episodes, fold_column, fold)
         part = np.where(in_fold, "held_out", "train")
@@ -84,6 +81,7 @@ def split_episodes(
         raise CohortError(f"split method: expected file, fold or hash, got {method!r}")
     if by_subject or method != "fold":
         _check_subjects(subject, part, fold_column if method == "fold" else "split")
+        draw = _draws([f"{seed}:tuning:{value}" for value in subject.tolist()])
     else:
         draw = _draws([f"{seed}:row:{row}" for row in range(len(subject))])
     if tuning_fraction > 0 and not (part == "tuning").any():

@@ -1,8 +1,8 @@
 """The two baselines that every run is measured against, on the same folds and the same information.
 
-"ridge": a penalised linear model (logistic, Cox or least squares; Hoerl and Kennard 1970, Cox 1972), strength chosen on
-the tuning rows. "boosting": gradient-boosted trees. A screen of single drugs gets their usual forms there (see `screen`).
-After tuning, both are fitted again on training and tuning rows together.
+"ridge": a penalised linear model (logistic, Cox or least squares; Hoerl and Kennard 1970, Cox 1972), its strength
+chosen on the tuning rows. "boosting": gradient-boosted trees. A screen of single drugs gets their usual forms there
+(see `screen`). After tuning, both are fitted again on training and tuning rows together.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ican_ml.evaluation.design import Design, MatrixConfig, boosting_matrix, rid
 from ican_ml.evaluation.linear import fit_ridge_path
 from ican_ml.evaluation.metrics import auroc, harrell_c, rmse
 from ican_ml.evaluation.outcome import FloatArray, IntArray, Outcome
-from ican_ml.evaluation.screen import fit_screen_ridge, screen_matrix
+from ican_ml.evaluation.screen import fit_screen_boosting, fit_screen_ridge
 from ican_ml.evaluation.weighted import label_codes
 
 BASELINES = ("ridge", "boosting")
@@ -138,9 +138,18 @@ def _fit_boosting(
     threads: int,
 ) -> FloatArray:
     if outcome.kind == "regression" and design.single_drug:
-        matrix = screen_matrix(design, outcome, train, matrix=config.matrix, seed=seed)
-    else:
-        matrix = boosting_matrix(design, train, config.matrix, seed, max_cells=config.boosting.max_cells)
+        return fit_screen_boosting(
+            design,
+            outcome,
+            train,
+            tuning,
+            test,
+            config=config.boosting,
+            matrix=config.matrix,
+            seed=seed,
+            threads=threads,
+        )
+    matrix = boosting_matrix(design, train, config.matrix, seed, max_cells=config.boosting.max_cells)
     return fit_boosting(
         matrix,
         outcome,
@@ -160,9 +169,7 @@ def _quality(outcome: Outcome, score: FloatArray, strata: IntArray) -> float:
         return auroc(outcome.value, score)
     if outcome.kind == "regression":
         return -rmse(outcome.value, score)
-    return harrell_c(
-        outcome.value, outcome.event, score, entry=outcome.entry, strata=strata, averaging="pairs"
-    )
+    return harrell_c(outcome.value, outcome.event, score, entry=outcome.entry, strata=strata, averaging="pairs")
 
 
 def _check_learnable(outcome: Outcome) -> None:
@@ -175,7 +182,7 @@ def _check_learnable(outcome: Outcome) -> None:
 
 
 def _limited_threads(threads: int) -> AbstractContextManager[object]:
-    from threadpoolctl import threadpool_limits
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
     limits: AbstractContextManager[object] = threadpool_limits(limits=threads)
     return limits

@@ -1,8 +1,8 @@
 """Gradient-boosted trees on the baseline matrix (XGBoost, histogram method).
 
-Chen and Guestrin, KDD 2016. Logistic loss, squared error, or the stratified Breslow partial likelihood of `linear`, which
-unlike XGBoost's own Cox objective knows delayed entry. Missing values go in as NaN. The number of trees comes from
-early stopping on the tuning rows; the trees are then grown again on training and tuning rows together.
+Chen and Guestrin, KDD 2016. Logistic loss, squared error, or the stratified Breslow partial likelihood of `linear`,
+which unlike XGBoost's own Cox objective knows delayed entry. Missing values go in as NaN. The number of trees comes
+from early stopping on the tuning rows; the trees are then grown again on training and tuning rows together.
 """
 
 from __future__ import annotations

@@ -54,9 +54,9 @@ def interval(
         Shift the interval to the estimate: for metrics that resampling biases, such as the calibration error.
     """
     centre = frozenset({"metric"}) if centred else frozenset[str]()
-    return intervals(
-        {"metric": metric}, subject_id, replicates=replicates, seed=seed, level=level, centred=centre
-    )["metric"]
+    return intervals({"metric": metric}, subject_id, replicates=replicates, seed=seed, level=level, centred=centre)[
+        "metric"
+    ]
 
 
 def intervals(
@@ -75,9 +75,7 @@ def intervals(
     for weights in _replicate_weights(subject.astype(np.int64), replicates, seed):
         for name, metric in metrics.items():
             drawn[name].append(metric(weights))
-    return {
-        name: _percentiles(estimates[name], drawn[name], level, centred=name in centred) for name in metrics
-    }
+    return {name: _percentiles(estimates[name], drawn[name], level, centred=name in centred) for name in metrics}
 
 
 def paired_difference(

@@ -1,7 +1,7 @@
 """What a baseline sees: the same patients, omics, regimens and record summaries as the network, as plain arrays.
 
-`Design` holds the raw blocks; `ridge_matrix` and `boosting_matrix` make one matrix out of them, learning every statistic
-(means, deviations, medians, principal components) from the training rows alone.
+`Design` holds the raw blocks; `ridge_matrix` and `boosting_matrix` make one matrix out of them, learning every
+statistic (means, deviations, medians, principal components) from the training rows alone.
 """
 
 from __future__ import annotations
@@ -64,7 +64,8 @@ class Design:
     @property
     def n_features(self) -> int:
         """Number of raw features of a row."""
-        return sum(b.shape[1] for b in self.omics.values()) + self.regimen.shape[1] + self.summary.shape[1]
+        blocks = [*self.omics.values(), self.regimen, self.summary]
+        return sum(int(block.shape[1]) for block in blocks)
 
     @property
     def single_drug(self) -> bool:
@@ -113,7 +114,7 @@ def ridge_matrix(
         parts.append(_standardised(table.astype(np.float64), fit_rows, config.clip))
     matrix = np.concatenate(parts, axis=1)
     codes, names = label_codes(design.groups)
-    if interactions and 1 < len(names) and matrix.shape[1] * (len(names) + 1) <= config.max_interactions:
+    if interactions and len(names) > 1 and matrix.shape[1] * (len(names) + 1) <= config.max_interactions:
         inside = [matrix * (codes == number)[:, None] for number in range(len(names))]
         matrix = np.concatenate([matrix, *inside], axis=1)
     return matrix
@@ -167,11 +168,11 @@ def _components(
     from sklearn.utils.extmath import randomized_svd
 
     size = np.bincount(codes[fit_patients], minlength=int(codes.max(initial=0)) + 1)
-    pooled = np.where(size[codes] >= _MIN_GROUP, codes, -1)
+    pooled: IntArray = np.where(size[codes] >= _MIN_GROUP, codes, -1)
     is_training = np.zeros(len(block), dtype=bool)
     is_training[fit_patients] = True
-    z = np.empty(block.shape, dtype=np.float32)
-    for group in np.unique(pooled):
+    z: Float32Array = np.empty_like(block, dtype=np.float32)
+    for group in np.unique(pooled).tolist():
         members = pooled == group
         reference = is_training if group < 0 else is_training & members
         z[members] = _standard_rows(block[members], block[reference], config.clip)
@@ -201,10 +202,11 @@ def _standardised(columns: FloatArray, fit_rows: IntArray, clip: float) -> Float
     filled = np.where(np.isnan(columns), median, columns)
     mean, sd = filled[fit_rows].mean(axis=0), filled[fit_rows].std(axis=0)
     varies = sd > 1e-9
-    return np.clip((filled[:, varies] - mean[varies]) / sd[varies], -clip, clip)
+    standard: FloatArray = np.clip((filled[:, varies] - mean[varies]) / sd[varies], -clip, clip)
+    return standard
 
 
 def _one_hot(labels: NDArray[np.str_]) -> Float32Array:
     codes, names = label_codes(labels)
     columns = len(names) if len(names) > 1 else 0
-    return (codes[:, None] == np.arange(columns)).astype(np.float32)
+    return np.equal(codes[:, None], np.arange(columns)).astype(np.float32)

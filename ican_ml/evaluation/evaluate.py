@@ -1,7 +1,7 @@
 """One task's metrics, overall and per indication, with intervals by subject.
 
-In: an `Outcome` and a prediction per row. Out: `TaskMetrics`, which turns into plain dictionaries for `metrics.json` and
-is what tables and report print. Rows without a label are left out; small groups are not reported.
+In: an `Outcome` and a prediction per row. Out: `TaskMetrics`, which turns into plain dictionaries for `metrics.json`
+and is what tables and report print. Rows without a label are left out; small groups are not reported.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Ridge-penalised linear models: logistic, Cox and least squares, over a path of strengths.
 
 In: a standardised matrix float64 [rows, features] and an `Outcome`. Out: coefficients per strength. Minimises
-`loss(X b) + strength / 2 * |b|^2` with the loss summed over rows, so a strength means the same prior at any sample size.
+`loss(X b) + strength / 2 * |b|^2`, the loss summed over rows, so a strength means the same prior at any sample size.
 
-The Gram matrix is formed once; its Cholesky factor at the loss's typical curvature preconditions L-BFGS, which then needs
-some ten passes over the data (a fixed-Hessian method: Boehning and Lindsay, Ann. Inst. Statist. Math. 40, 1988).
+The Gram matrix is formed once; its Cholesky factor at the loss's typical curvature preconditions L-BFGS, which then
+needs some ten passes over the data (a fixed-Hessian method: Boehning and Lindsay, Ann. Inst. Statist. Math. 40, 1988).
 Cox: Breslow's partial likelihood (Biometrics 30, 1974), with strata and delayed entry.
 """
 
@@ -82,7 +82,9 @@ def logistic_loss(outcome: Outcome) -> Loss:
 def cox_loss(outcome: Outcome, strata: IntArray | None = None) -> Loss:
     """Negative Breslow partial log likelihood of log hazard ratios, and its gradient."""
     groups = np.zeros(len(outcome), dtype=np.int64) if strata is None else strata
-    parts = [(rows, _cox_stratum(outcome.take(rows))) for rows in (np.flatnonzero(groups == g) for g in np.unique(groups))]
+    parts = [
+        (rows, _cox_stratum(outcome.take(rows))) for rows in (np.flatnonzero(groups == g) for g in np.unique(groups))
+    ]
 
     def loss(log_hazard: FloatArray) -> tuple[float, FloatArray]:
         total = 0.0
@@ -120,9 +122,7 @@ def _tail_sums(values: FloatArray) -> FloatArray:
     return np.append(np.cumsum(values[::-1])[::-1], 0.0)
 
 
-def _least_squares(
-    x: FloatArray, gram: FloatArray, y: FloatArray, strength: float, with_intercept: bool
-) -> FloatArray:
+def _least_squares(x: FloatArray, gram: FloatArray, y: FloatArray, strength: float, with_intercept: bool) -> FloatArray:
     from scipy.linalg import cho_factor, cho_solve
 
     solution: FloatArray = cho_solve(cho_factor(gram + np.diag(_penalty(x, strength, with_intercept))), x.T @ y)

@@ -1,7 +1,7 @@
 """Metrics on plain arrays: one value per row in, one number out. NumPy only.
 
-Undefined cases are NaN, never an error: no rows, one class only, no comparable pair, no variance. Rows must be labelled;
-drop unknown outcomes first (`Outcome.labelled`). The formulas live in `weighted`, shared with the bootstrap.
+Undefined cases are NaN, never an error: no rows, one class only, no comparable pair, no variance. Rows must be
+labelled; drop unknown outcomes first (`Outcome.labelled`). The formulas live in `weighted`, shared with the bootstrap.
 """
 
 from __future__ import annotations
@@ -68,9 +68,7 @@ def calibration_error(outcome: ArrayLike, probability: ArrayLike, *, bins: int =
     Naeini et al., AAAI 2015; equal-mass bins as in Nixon et al., CVPR workshops 2019. Equal predictions share a bin.
     Biased upward on small samples: even a perfect model scores about 0.25 / sqrt(rows per bin).
     """
-    return _one(
-        weighted_calibration_error(_floats(outcome), _floats(probability), bins), len(_floats(outcome))
-    )
+    return _one(weighted_calibration_error(_floats(outcome), _floats(probability), bins), len(_floats(outcome)))
 
 
 def harrell_c(

@@ -74,9 +74,7 @@ class Outcome:
     def _without_time(cls, kind: Kind, value: FloatArray) -> Self:
         if value.ndim != 1:
             raise ValueError(f"an outcome has one value per row; got an array of shape {value.shape}")
-        return cls(
-            kind=kind, value=value, event=np.zeros(value.shape, dtype=bool), entry=np.full(value.shape, -np.inf)
-        )
+        return cls(kind=kind, value=value, event=np.zeros(value.shape, dtype=bool), entry=np.full(value.shape, -np.inf))
 
     def __len__(self) -> int:
         return len(self.value)

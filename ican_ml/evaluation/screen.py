@@ -1,20 +1,24 @@
 """Baselines of a drug screen, where every row is one drug on one sample and drugs share their samples.
 
 Ridge: one linear model per drug on the samples' components (one strength for all drugs, chosen on the tuning rows).
-Boosting: trees on the samples' components and the drug's latent description, the leading components of its responses
-over the training samples. Both know unseen samples of known drugs; a drug without training rows gets the overall mean.
+Boosting: trees on the samples' leading components and the drug's latent description (the components of its responses
+over the training samples), for what the drug's mean leaves unexplained. Both predict unseen samples of known drugs; a
+drug without training rows gets the overall mean.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
+from ican_ml.evaluation.boosting import BoostingConfig, fit_boosting
 from ican_ml.evaluation.design import Design, Float32Array, MatrixConfig, patient_components
 from ican_ml.evaluation.outcome import FloatArray, IntArray, Outcome
 
 _LATENT = 16
+_BOOSTING_COMPONENTS = 30
 
 
 def fit_screen_ridge(
@@ -36,16 +40,51 @@ def fit_screen_ridge(
         tried = _per_drug(z, design.patient, drug, outcome.value, train_rows, tuning_rows, strengths)
         best = strengths[int(np.argmin(((tried - outcome.value[tuning_rows]) ** 2).mean(axis=1)))]
     both = np.concatenate([train_rows, tuning_rows])
-    return _per_drug(z, design.patient, drug, outcome.value, both, test_rows, [best])[0]
+    scores: FloatArray = _per_drug(z, design.patient, drug, outcome.value, both, test_rows, [best])[0]
+    return scores
 
 
-def screen_matrix(
-    design: Design, outcome: Outcome, fit_rows: IntArray, *, matrix: MatrixConfig, seed: int
+def fit_screen_boosting(
+    design: Design,
+    outcome: Outcome,
+    train_rows: IntArray,
+    tuning_rows: IntArray,
+    test_rows: IntArray,
+    *,
+    config: BoostingConfig,
+    matrix: MatrixConfig,
+    seed: int,
+    threads: int,
+) -> FloatArray:
+    """Predictions [test rows]: the drug's mean plus boosted trees on sample and drug."""
+    drug = design.regimen.argmax(axis=1)
+    means = _drug_means(drug, outcome.value, train_rows, design.regimen.shape[1])
+    reduced = replace(matrix, components=min(matrix.components, _BOOSTING_COMPONENTS))
+    deviation = fit_boosting(
+        _screen_matrix(design, outcome, drug, means, train_rows, reduced, seed),
+        Outcome.regression(outcome.value - means[drug]),
+        train_rows,
+        tuning_rows,
+        test_rows,
+        config=config,
+        seed=seed,
+        threads=threads,
+    )
+    scores: FloatArray = means[drug[test_rows]] + deviation
+    return scores
+
+
+def _screen_matrix(
+    design: Design,
+    outcome: Outcome,
+    drug: IntArray,
+    means: FloatArray,
+    fit_rows: IntArray,
+    matrix: MatrixConfig,
+    seed: int,
 ) -> Float32Array:
     """float32 [rows, components + latent + 1]: the sample's omics, the drug's latent description and mean response."""
-    drug = design.regimen.argmax(axis=1)
     z = patient_components(design, fit_rows, matrix, seed)
-    means = _drug_means(drug, outcome.value, fit_rows, design.regimen.shape[1])
     response = np.zeros((len(means), len(z)))
     response[drug[fit_rows], design.patient[fit_rows]] = outcome.value[fit_rows] - means[drug[fit_rows]]
     left, size, _ = np.linalg.svd(response, full_matrices=False)

@@ -1,7 +1,7 @@
 """Survival curves and the quality of predicted survival probabilities at a horizon.
 
 In: follow-up in days (right censored, optionally with delayed entry) and predicted probabilities of being event-free at
-a horizon. Out: Kaplan-Meier curves, inverse-probability-of-censoring-weighted Brier losses, calibration by equal-mass bins.
+a horizon. Out: Kaplan-Meier curves, Brier losses weighted for censoring, calibration by equal-mass bins.
 """
 
 from __future__ import annotations

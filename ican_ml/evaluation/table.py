@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, TypeAlias
-
-import math
 
 from ican_ml.evaluation.bootstrap import Interval
 
@@ -32,9 +31,7 @@ def summary_table(rows: Sequence[Mapping[str, Cell]]) -> str:
     textual = [any(isinstance(row.get(name), str) for row in rows) for name in columns]
 
     def line(values: Sequence[str]) -> str:
-        padded = (
-            v.ljust(w) if is_text else v.rjust(w) for v, w, is_text in zip(values, widths, textual, strict=True)
-        )
+        padded = (v.ljust(w) if is_text else v.rjust(w) for v, w, is_text in zip(values, widths, textual, strict=True))
         return "  ".join(padded).rstrip()
 
     return "\n".join([line(columns), line(["-" * w for w in widths]), *(line(values) for values in cells)])

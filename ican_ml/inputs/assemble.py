@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -96,3 +96,47 @@ def _omics_rows(
     panel = np.zeros(len(sample), np.int64)
     panel[present] = assay[sample[present]]
     return OmicsRows(matrix=modality.matrix.take(sample), panel=panel)
+
+
+def as_dictionary(cohort: Cohort, store: RecordStore | None, states: CohortStates, row: int) -> dict[str, Any]:
+    """One patient state as the plain dictionary that :mod:`ican_ml.inputs.patient` reads: the cohort's own values."""
+    patients = states.patients
+    document: dict[str, Any] = {"omics": {}, "assays": {}}
+    for name, rows in patients.omics.items():
+        if not rows.panel[row]:
+            continue
+        modality = cohort.modalities[name]
+        one = rows.matrix.take(np.array([row]))
+        document["omics"][name] = {
+            modality.features[i]: float(value) for i, value in zip(one.indices, one.values, strict=True)
+        }
+        document["assays"][name] = sorted(modality.panels)[int(rows.panel[row]) - 1]
+    document["covariates"] = {name: values[row] for name, values in patients.covariates.items()}
+    if not np.isnat(states.prediction_time[row]):
+        document["prediction_time"] = str(states.prediction_time[row])
+    if store is not None:
+        document |= record_as_dictionary(store, int(states.subject_id[row]), states.prediction_time[row])
+    return document
+
+
+def record_as_dictionary(store: RecordStore, subject_id: int, prediction_time: np.datetime64) -> dict[str, Any]:
+    """``birth_time`` and ``events`` of one subject up to a time (all of them where it is NaT)."""
+    position = int(np.searchsorted(store.subject_id, subject_id))
+    if position == len(store.subject_id) or store.subject_id[position] != subject_id:
+        return {}
+    document: dict[str, Any] = {"events": []}
+    if not np.isnat(store.birth[position]):
+        document["birth_time"] = str(store.birth[position])
+    for i in range(int(store.offsets[position]), int(store.offsets[position + 1])):
+        time = store.time[i]
+        if not np.isnat(prediction_time) and time > prediction_time:
+            continue
+        event: dict[str, Any] = {"code": store.codes[store.code[i]]}
+        if not np.isnat(time):
+            event["time"] = str(time)
+        if not np.isnan(store.value[i]):
+            event["value"] = float(store.value[i])
+        if store.unit[i]:
+            event["unit"] = store.units[store.unit[i]]
+        document["events"].append(event)
+    return document

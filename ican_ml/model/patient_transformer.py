@@ -138,20 +138,26 @@ class PatientTransformer(nn.Module):
         """Binary ``[B, R]`` logits, survival ``[B, R, bins]`` hazard logits, regression ``[B, R, 2]``."""
         if self.training and self.modality_dropout > 0:
             batch = self._drop_modalities(batch)
-        scaled = self._scale_features(batch)
+        scaled, state_BRGM = self.normalise(batch)
+        deep = self._deep(batch, scaled, state_BRGM) if self.is_deep else {}
+        return self.outputs(self.wide(batch, scaled, state_BRGM), deep)
+
+    def normalise(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
+        """Normalised values of every stored feature by modality, and of the target genes ``[B, R, G, M]``."""
         totals = [batch[f"{name}_total"] for name in self.scales]
         state_BRGM = self.target_state(
             self.scales, totals, batch["treatment_gene"], batch["treatment_state"], batch["treatment_state_known"]
         )
-        wide_BRN = self.wide(batch, scaled, state_BRGM)
-        deep = self._deep(batch, scaled, state_BRGM) if self.is_deep else {}
+        return self._scale_features(batch), state_BRGM
+
+    def outputs(self, wide_BRN: Tensor, deep: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Bias + linear score + what the deep heads add, by task."""
         outputs = {}
         for n, task in enumerate(self.tasks):
-            out = self.bias[task.name] + deep.get(task.name, 0.0)
             score_BR1 = wide_BRN[..., n : n + 1]
             if task.kind == "regression":
                 score_BR1 = functional.pad(score_BR1, (0, 1))
-            out = out + score_BR1
+            out = self.bias[task.name] + deep.get(task.name, 0.0) + score_BR1
             if task.kind == "regression":
                 out = torch.stack(
                     [task.centre + task.scale * out[..., 0], out[..., 1] + 2 * math.log(task.scale)], dim=-1

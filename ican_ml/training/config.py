@@ -64,3 +64,11 @@ class TrainerConfig:
     precision: str = "32-true"
     threads: int = 0
     checkpoint_every: int = 0
+
+
+@dataclass(kw_only=True, slots=True)
+class LoggerConfig:
+    """``csv`` always; ``wandb`` adds an offline Weights & Biases run with nothing of the machine in it."""
+
+    wandb: bool = False
+    project: str = "ican_ml"

@@ -21,45 +21,64 @@ Batch = dict[str, Tensor]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PatientData:
-    """Encoded patients, and the loss arrays ``[N, R(, K)]`` beside them."""
+    """Some patients with their outcomes.
+
+    Attributes
+    ----------
+    encoded
+        All patients, N of them.
+    outcomes
+        Loss arrays ``[N, R(, K)]``.
+    rows
+        int64: the patients in question.
+    """
 
     encoded: EncodedPatients
     outcomes: Arrays
+    rows: Int64
+
+    def of_episodes(self, patient: Int64, slot: Int64) -> PatientData:
+        """Only the given episodes: their patients, and no other episode's outcome (its weight becomes 0)."""
+        chosen = np.zeros(max((v.shape[:2] for v in self.outcomes.values()), default=(0, 0)), np.float32)
+        chosen[patient, slot] = 1
+        kept = {
+            name: values * (chosen if values.ndim == 2 else chosen[..., None]) if name.endswith("_weight") else values
+            for name, values in self.outcomes.items()
+        }
+        return PatientData(encoded=self.encoded, outcomes=kept, rows=np.unique(patient))
 
     def batch(self, rows: Int64) -> Batch:
         """The chosen patients as tensors: network inputs and loss arrays."""
-        inputs = collate(self.encoded, rows)
-        arrays = inputs | {name: values[rows] for name, values in self.outcomes.items()}
+        arrays = collate(self.encoded, rows) | {name: values[rows] for name, values in self.outcomes.items()}
         return {name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in arrays.items()}
 
 
 class PatientLoader:
-    """Iterate over chosen patients in batches; shuffled anew each epoch when ``seed`` is given. Stateful for resuming."""
+    """Iterate over patients in batches; shuffled anew each epoch when ``seed`` is given. Stateful for resuming."""
 
-    def __init__(self, data: PatientData, rows: Int64, *, batch_size: int, seed: int | None = None) -> None:
+    def __init__(self, data: PatientData, *, batch_size: int, seed: int | None = None) -> None:
         self.data = data
-        self.rows = rows
         self.batch_size = batch_size
         self.seed = seed
         self.epoch = 0
         self.position = 0
 
     def __len__(self) -> int:
-        return -(-len(self.rows) // self.batch_size)
+        return -(-len(self.data.rows) // self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
+        if self.position == len(self):
+            self.epoch, self.position = self.epoch + 1, 0
         order = self._order()
         while self.position < len(self):
             start = self.position * self.batch_size
             self.position += 1
             yield self.data.batch(order[start : start + self.batch_size])
-        self.position = 0
-        self.epoch += 1
 
     def _order(self) -> Int64:
         if self.seed is None:
-            return self.rows
-        order: Int64 = np.random.default_rng([self.seed, self.epoch]).permutation(self.rows)
+            return self.data.rows
+        order: Int64 = np.random.default_rng([self.seed, self.epoch]).permutation(self.data.rows)
         return order
 
     def state_dict(self) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, TQDMProgressBar
 
-from ican_ml.inputs.encode import Int64
+from ican_ml.inputs.encode import EncodedPatients, Float32, Int64
 from ican_ml.inputs.schema import InputSchema
 from ican_ml.model.patient_transformer import ModelConfig, PatientTransformer
 from ican_ml.training.config import TrainerConfig, TrainingConfig
@@ -57,9 +57,8 @@ class _Curve(Callback):
 
 def fit(
     schema: InputSchema,
-    data: PatientData,
-    train: Int64,
-    tuning: Int64,
+    train: PatientData,
+    tuning: PatientData,
     *,
     model: ModelConfig,
     training: TrainingConfig,
@@ -68,7 +67,7 @@ def fit(
     seed: int,
     loggers: list[lightning.pytorch.loggers.Logger] | None = None,
 ) -> FitResult:
-    """Fit on patients ``train``, stop by patients ``tuning``; the state to resume from lives in ``folder``.
+    """Fit on ``train``, stop by ``tuning``; the state to resume from lives in ``folder``.
 
     A ``last.ckpt`` in ``folder`` is gone on from: the caller removes it when configuration or data have changed.
     """
@@ -78,11 +77,11 @@ def fit(
     network = PatientTransformer(model, schema)
     resume = folder / "last.ckpt"
     if not resume.exists():
-        wide = fit_wide(network, data, train, tuning, strengths=training.wide_strengths)
+        wide = fit_wide(network, train, tuning, strengths=training.wide_strengths)
         _log.info("linear path fitted, ridge strength %g, tuning loss %.4f", wide.strength, dict(wide.path)[wide.strength])
     if not model.deep:
         return FitResult(network=network.eval(), curve=())
-    loader = PatientLoader(data, train, batch_size=training.batch_size, seed=seed)
+    loader = PatientLoader(train, batch_size=training.batch_size, seed=seed)
     module = PatientModule(network, training, steps=len(loader) * training.epochs)
     curve = _Curve()
     checkpoints = [
@@ -125,7 +124,7 @@ def fit(
         ).fit(
             module,
             loader,
-            PatientLoader(data, tuning, batch_size=training.batch_size),
+            PatientLoader(tuning, batch_size=training.batch_size),
             ckpt_path=str(resume) if resume.exists() else None,
             weights_only=True,
         )
@@ -134,18 +133,21 @@ def fit(
     return FitResult(network=network.eval(), curve=tuple(curve.rows))
 
 
-def predict(network: PatientTransformer, data: PatientData, rows: Int64, *, batch_size: int = 256) -> dict[str, np.ndarray]:
+def predict(
+    network: PatientTransformer, encoded: EncodedPatients, rows: Int64, *, batch_size: int = 256
+) -> dict[str, Float32]:
     """Outputs by task for the chosen patients, ``[n, R, ...]``, padded to the most regimens of any of them."""
     network.eval()
-    parts: dict[str, list[np.ndarray]] = {task.name: [] for task in network.tasks}
+    data = PatientData(encoded=encoded, outcomes={}, rows=rows)
+    parts: dict[str, list[Float32]] = {task.name: [] for task in network.tasks}
     with torch.inference_mode():
-        for start in range(0, len(rows), batch_size):
-            for name, output in network(data.batch(rows[start : start + batch_size])).items():
+        for batch in PatientLoader(data, batch_size=batch_size):
+            for name, output in network(batch).items():
                 parts[name].append(output.float().cpu().numpy())
     return {name: _stack(outputs) for name, outputs in parts.items()}
 
 
-def _stack(outputs: list[np.ndarray]) -> np.ndarray:
+def _stack(outputs: list[Float32]) -> Float32:
     widest = max(output.shape[1] for output in outputs)
     padding = [[(0, 0), (0, widest - o.shape[1])] + [(0, 0)] * (o.ndim - 2) for o in outputs]
     return np.concatenate([np.pad(o, p) for o, p in zip(outputs, padding, strict=True)])

@@ -11,9 +11,8 @@ import copy
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ican_ml.inputs.encode import Int64
 from ican_ml.model.patient_transformer import PatientTransformer
 from ican_ml.training.data import Batch, PatientData
 from ican_ml.training.losses import total_loss
@@ -28,7 +27,7 @@ class WideFit:
 
 
 def fit_wide(
-    network: PatientTransformer, data: PatientData, train: Int64, tuning: Int64, *, strengths: list[float]
+    network: PatientTransformer, train: PatientData, tuning: PatientData, *, strengths: list[float]
 ) -> WideFit:
     """Fit ``network.wide`` and the biases in place; the deep path takes no part.
 
@@ -37,39 +36,60 @@ def fit_wide(
     strengths
         Ridge penalties to try, strongest first.
     """
-    train_batch, tuning_batch = _without_tokens(data.batch(train)), _without_tokens(data.batch(tuning))
-    weights, biases = list(network.wide.parameters()), list(network.bias.parameters())
-    n_episodes = max(1.0, sum(float(v.amax(-1).sum() if v.dim() == 3 else v.sum())
-                              for name, v in train_batch.items() if name.endswith("_weight")))
-    was_deep, network.is_deep = network.is_deep, False
     network.eval()
+    train_part, tuning_part = (_WidePart.of(network, data) for data in (train, tuning))
     best: tuple[float, float, dict[str, Tensor]] | None = None
-    path = []
+    path: list[tuple[float, float]] = []
     for strength in strengths:
-        _minimise(network, train_batch, weights, biases, strength / n_episodes)
+        _minimise(network, train_part, strength / train_part.n_episodes)
         with torch.no_grad():
-            loss = float(total_loss(network.tasks, network(tuning_batch), tuning_batch))
+            loss = float(train_part.loss(network) if not tuning_part.n_episodes else tuning_part.loss(network))
         path.append((strength, loss))
         if best is None or loss < best[1]:
             best = (strength, loss, copy.deepcopy(network.state_dict()))
-        elif len(path) - [s for s, _ in path].index(best[0]) > 2:
+        else:
             break
     assert best is not None
     network.load_state_dict(best[2])
-    network.is_deep = was_deep
     return WideFit(strength=best[0], path=tuple(path))
 
 
-def _minimise(
-    network: PatientTransformer, batch: Batch, weights: list[nn.Parameter], biases: list[nn.Parameter], penalty: float
-) -> None:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _WidePart:
+    """All patients of a part as one batch, normalised once."""
+
+    batch: Batch
+    scaled: dict[str, Tensor]
+    state: Tensor
+    n_episodes: float
+
+    @classmethod
+    def of(cls, network: PatientTransformer, data: PatientData) -> _WidePart:
+        batch = data.batch(data.rows)
+        batch = {name: value for name, value in batch.items() if "token" not in name and not name.startswith("event_")}
+        with torch.no_grad():
+            scaled, state = network.normalise(batch)
+        n_episodes = sum(_n_episodes(value) for name, value in batch.items() if name.endswith("_weight"))
+        return cls(batch=batch, scaled=scaled, state=state, n_episodes=n_episodes)
+
+    def loss(self, network: PatientTransformer) -> Tensor:
+        outputs = network.outputs(network.wide(self.batch, self.scaled, self.state), {})
+        return total_loss(network.tasks, outputs, self.batch)
+
+
+def _minimise(network: PatientTransformer, part: _WidePart, penalty: float) -> None:
+    weights = list(network.wide.parameters())
     optimiser = torch.optim.LBFGS(
-        weights + biases, max_iter=60, history_size=10, tolerance_change=1e-7, line_search_fn="strong_wolfe"
+        weights + list(network.bias.parameters()),
+        max_iter=60,
+        history_size=10,
+        tolerance_change=1e-6,
+        line_search_fn="strong_wolfe",
     )
 
     def closure() -> Tensor:
         optimiser.zero_grad()
-        loss = total_loss(network.tasks, network(batch), batch)
+        loss = part.loss(network)
         loss = loss + 0.5 * penalty * torch.stack([w.square().sum() for w in weights]).sum()
         loss.backward()  # type: ignore[no-untyped-call]
         return loss
@@ -78,5 +98,5 @@ def _minimise(
     optimiser.zero_grad()
 
 
-def _without_tokens(batch: Batch) -> Batch:
-    return {name: value for name, value in batch.items() if "token" not in name and not name.startswith("event_")}
+def _n_episodes(weight: Tensor) -> float:
+    return float((weight.amax(-1) if weight.dim() == 3 else weight).sum())

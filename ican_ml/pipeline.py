@@ -1,0 +1,303 @@
+"""A run, end to end: prepare -> fit -> evaluate -> export -> verify, for one split or for every fold in turn.
+
+Each fold's fit and baselines are stages keyed by configuration and data (:mod:`ican_ml.run_folder`): the same command
+goes on where it stopped. Results that may leave lie in ``runs/<name>/``, all else in its ``private/``.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+import ican_ml
+from ican_ml.bundle.export import export_bundle, parity
+from ican_ml.bundle.read import open_bundle
+from ican_ml.cohort.cohort import Cohort, read_cohort
+from ican_ml.cohort.simulate import simulate
+from ican_ml.cohort.simulate_truth import read_truth
+from ican_ml.cohort.split import Split, folds, split_episodes
+from ican_ml.config import Method, RunConfig
+from ican_ml.evaluation.baselines import fit_baselines
+from ican_ml.evaluation.outcome import Outcome
+from ican_ml.inputs.answer import Float64, summarise
+from ican_ml.inputs.assemble import CohortStates, as_dictionary, assemble
+from ican_ml.inputs.encode import collate, encode
+from ican_ml.inputs.fit import fit_schema
+from ican_ml.inputs.schema import InputSchema
+from ican_ml.model.patient_transformer import PatientTransformer
+from ican_ml.records.meds import read_records
+from ican_ml.records.store import RecordStore
+from ican_ml.results import (
+    MODEL,
+    ORACLE,
+    Scores,
+    evaluate_scores,
+    metrics_document,
+    results_table,
+    write_run_report,
+)
+from ican_ml.run_folder import RunFolder, Stage, data_hash, stage_key
+from ican_ml.training.data import PatientData
+from ican_ml.training.design import baseline_design
+from ican_ml.training.loggers import run_loggers
+from ican_ml.training.loop import fit, predict
+from ican_ml.training.outcomes import loss_arrays, read_outcomes
+
+if TYPE_CHECKING:
+    import polars as pl
+
+_log = logging.getLogger(__name__)
+_NETWORK, _SCHEMA = "network.pt", "schema.json"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prepared:
+    """What every fold shares: nothing in it is fitted."""
+
+    cohort: Cohort
+    store: RecordStore | None
+    episodes: pl.DataFrame
+    outcomes: dict[str, Outcome]
+    splits: dict[str, Split]
+    data_hash: str
+
+
+def run(config: RunConfig) -> Path:
+    """Run everything that is not done yet; returns the run's folder."""
+    folder = RunFolder(Path(config.runs) / config.name)
+    _log_to(folder.root / "log.txt")
+    torch.set_num_threads(config.trainer.threads or torch.get_num_threads())
+    prepared = prepare(config)
+    fitted = [_fit_fold(config, prepared, folder, name) for name in prepared.splits]
+    scores = [_score_fold(config, prepared, folder, name, stage) for name, stage in zip(prepared.splits, fitted)]
+    network, schema = load_fitted(fitted[0].folder, config)
+    difference = _export(network, schema, prepared, config, folder)
+    _conclude(config, prepared, scores, folder, difference)
+    return folder.root
+
+
+def prepare(config: RunConfig) -> Prepared:
+    """Read the cohort (simulating it first where the configuration says so), its outcomes and its splits."""
+    path = Path(config.cohort.path)
+    if not path.exists() and config.cohort.simulate.subjects:
+        _log.info("simulating %d subjects, seed %d", config.cohort.simulate.subjects, config.cohort.simulate.seed)
+        part = path.with_name(path.name + ".part")
+        shutil.rmtree(part, ignore_errors=True)
+        simulate(part, subjects=config.cohort.simulate.subjects, seed=config.cohort.simulate.seed)
+        part.rename(path)
+    cohort = read_cohort(path, task=config.cohort.family, modalities=config.inputs.modalities)
+    store = read_records(path) if cohort.has_records and config.inputs.records else None
+    outcomes = read_outcomes(cohort.episodes, {o.name: o.kind.value for o in config.task.outcomes})
+    splits = _splits(config, cohort.episodes)
+    _log.info(
+        "cohort %s: %d episodes of %d subjects; %s; %s; %d fold(s)",
+        cohort.name, len(cohort.episodes), cohort.episodes["subject_id"].n_unique(),
+        ", ".join(f"{m.name} {m.matrix.n_rows:,} x {len(m.features):,}" for m in cohort.modalities.values()) or "no omics",
+        f"{len(store.code):,} record events" if store else "no records", len(splits),
+    )
+    return Prepared(
+        cohort=cohort, store=store, episodes=cohort.episodes, outcomes=outcomes, splits=splits, data_hash=data_hash(path)
+    )
+
+
+def load_fitted(folder: Path, config: RunConfig) -> tuple[PatientTransformer, InputSchema]:
+    """The network and schema that a fit stage left."""
+    schema = InputSchema.from_json(json.loads((folder / _SCHEMA).read_text()))
+    network = PatientTransformer(config.model, schema)
+    network.load_state_dict(torch.load(folder / _NETWORK, weights_only=True))
+    return network.eval(), schema
+
+
+def _splits(config: RunConfig, episodes: pl.DataFrame) -> dict[str, Split]:
+    split = config.split
+    settings: dict[str, Any] = {
+        "seed": config.seed,
+        "fold_column": split.fold_column,
+        "tuning_fraction": split.tuning_fraction,
+        "held_out_fraction": split.held_out_fraction,
+        "by_subject": split.by_subject,
+    }
+    if split.method is Method.folds:
+        numbers = folds(episodes, split.fold_column)
+        return {f"fold-{n}": split_episodes(episodes, method="fold", fold=n, **settings) for n in numbers}
+    name = f"fold-{split.fold}" if split.method is Method.fold else "split"
+    return {name: split_episodes(episodes, method=split.method.value, fold=split.fold, **settings)}
+
+
+def _key(config: RunConfig, prepared: Prepared, name: str, *parts: str) -> str:
+    document = asdict(config)
+    used = {part: document[part] for part in ("seed", "task", "split", "inputs", *parts)}
+    return stage_key(used, config.cohort.family, prepared.data_hash, name, ican_ml.__version__)
+
+
+def _fit_fold(config: RunConfig, prepared: Prepared, folder: RunFolder, name: str) -> Stage:
+    stage = folder.stage(f"{name}/fit", _key(config, prepared, name, "model", "training", "trainer"))
+    if stage.is_done:
+        _log.info("%s: already fitted", name)
+        return stage
+    started = time.monotonic()
+    schema, states, data = _encode(config, prepared, name)
+    (stage.folder / _SCHEMA).write_text(json.dumps(schema.to_json()))
+    split = prepared.splits[name]
+    train, tuning = (
+        data.of_episodes(states.patient[rows], states.slot[rows]) for rows in (split.train, split.tuning)
+    )
+    _log.info(
+        "%s: %d training, %d tuning, %d held-out episodes; %d summary columns, %d drugs, %d genes", name,
+        len(split.train), len(split.tuning), len(split.held_out), len(schema.summary_names), len(schema.drugs),
+        len(schema.genes),
+    )
+    result = fit(
+        schema, train, tuning, model=config.model, training=config.training, trainer=config.trainer,
+        folder=stage.folder, seed=config.seed, loggers=run_loggers(config.logger, folder.root, name),
+    )
+    torch.save(result.network.state_dict(), stage.folder / _NETWORK)
+    seconds = time.monotonic() - started
+    _log.info("%s: fitted in %.0f s", name, seconds)
+    stage.finish({"curve": result.curve, "seconds": seconds})
+    return stage
+
+
+def _score_fold(config: RunConfig, prepared: Prepared, folder: RunFolder, name: str, fitted: Stage) -> Scores:
+    """Predictions of the held-out episodes by the model, the baselines and, where simulated, the oracle."""
+    rows = prepared.splits[name].held_out
+    key = _key(config, prepared, name, "model", "training", "trainer")
+    stage = folder.stage(f"{name}/scores", stage_key(key, asdict(config.evaluation)["baselines"]))
+    if not stage.is_done:
+        network, schema = load_fitted(fitted.folder, config)
+        states = assemble(prepared.cohort, prepared.store, prepared.episodes, config.inputs.covariates)
+        encoded = encode(schema, states.patients, backend=config.backend)
+        held_out = np.unique(states.patient[rows])
+        outputs = predict(network, encoded, held_out)
+        place = np.searchsorted(held_out, states.patient[rows])
+        arrays: dict[str, Float64] = {}
+        for task in schema.tasks:
+            each = summarise(task, outputs[task.name])[place, states.slot[rows]]
+            arrays[f"{task.name}/{MODEL}"] = -each if task.kind == "survival" else each
+            if config.evaluation.baselines:
+                design = baseline_design(schema, encoded, states, prepared.episodes)
+                split = prepared.splits[name]
+                found = fit_baselines(
+                    design, prepared.outcomes[task.name], split.train, split.tuning, rows, seed=config.seed
+                )
+                arrays |= {f"{task.name}/{baseline}": values for baseline, values in found.items()}
+            if (truth := _oracle(prepared.cohort, task.name)) is not None:
+                arrays[f"{task.name}/{ORACLE}"] = truth[rows]
+        np.savez(stage.folder / "scores.npz", **arrays)
+        stage.finish({})
+        _log.info("%s: held-out episodes scored", name)
+    with np.load(stage.folder / "scores.npz") as stored:
+        arrays = dict(stored)
+    return Scores(name=name, rows=rows, arrays=arrays, curve=tuple(fitted.result()["curve"]))
+
+
+def _encode(config: RunConfig, prepared: Prepared, name: str) -> tuple[InputSchema, CohortStates, PatientData]:
+    """Fit the schema on the training episodes, then encode training and tuning ones."""
+    episodes, split = prepared.episodes, prepared.splits[name]
+    schema = fit_schema(
+        prepared.cohort, prepared.store, episodes[split.train], config.inputs,
+        outcomes=[(o.name, o.kind.value) for o in config.task.outcomes], backend=config.backend,
+    )
+    states = assemble(prepared.cohort, prepared.store, episodes, config.inputs.covariates)
+    encoded = encode(schema, states.patients, backend=config.backend)
+    arrays: dict[str, Any] = {}
+    for task in schema.tasks:
+        arrays |= loss_arrays(task, prepared.outcomes[task.name], states)
+    return schema, states, PatientData(encoded=encoded, outcomes=arrays, rows=np.arange(encoded.n_rows))
+
+
+def _export(
+    network: PatientTransformer, schema: InputSchema, prepared: Prepared, config: RunConfig, folder: RunFolder
+) -> float:
+    """Write the bundle, and prove it on invented and on real held-out patients; returns the largest difference."""
+    difference = export_bundle(network, schema, folder.root / "bundle")
+    rows = next(iter(prepared.splits.values())).held_out[:256]
+    states = assemble(prepared.cohort, prepared.store, prepared.episodes[rows], config.inputs.covariates)
+    encoded = encode(schema, states.patients, backend=config.backend)
+    batch = collate(encoded, np.arange(encoded.n_rows))
+    model = open_bundle(folder.root / "bundle").model
+    difference = max(difference, parity(model, network, [batch]))
+    _log.info("bundle written; ONNX and torch agree within %.1e", difference)
+    return difference
+
+
+def _oracle(cohort: Cohort, task: str) -> Float64 | None:
+    """Planted probabilities of a simulated cohort: the best that any model can reach."""
+    if task != "response" or not (cohort.path / "truth.parquet").exists():
+        return None
+    return read_truth(cohort.path).response_probability
+
+
+def _conclude(
+    config: RunConfig, prepared: Prepared, scores: list[Scores], folder: RunFolder, difference: float
+) -> None:
+    """Metrics, report, the table, and one patient asked through the torch-free predictor."""
+    results = [
+        evaluate_scores(
+            name, outcome, prepared.episodes, scores, replicates=config.evaluation.replicates, seed=config.seed
+        )
+        for name, outcome in prepared.outcomes.items()
+    ]
+    folder.write_json("metrics.json", metrics_document(results, difference))
+    cohort, episodes = prepared.cohort, prepared.episodes
+    size: dict[str, str | int | float] = {
+        "Subjects": episodes["subject_id"].n_unique(),
+        "Episodes": len(episodes),
+        **{f"Samples, {m.name}": f"{m.matrix.n_rows:,} x {len(m.features):,}" for m in cohort.modalities.values()},
+        "Record events": len(prepared.store.code) if prepared.store else 0,
+        "Held-out episodes": sum(len(fold.rows) for fold in scores),
+    }
+    write_run_report(
+        folder.root / "report.html",
+        title=f"{config.name}: {', '.join(prepared.outcomes)}",
+        description=f"Cohort {cohort.name}. {cohort.meta.get('description', '')}",
+        cohort=size,
+        episodes=episodes,
+        outcomes=prepared.outcomes,
+        scores=scores,
+        results=results,
+        notes=[
+            f"Exported network and training code agree within {difference:.1e}.",
+            f"Seed {config.seed}; ican_ml {ican_ml.__version__}. Research software, not a medical device.",
+        ],
+    )
+    _log.info("results on held-out episodes\n\n%s\n", results_table(results))
+    _ask_one_patient(config, prepared, scores[0].rows, folder)
+    _log.info("report: %s", folder.root / "report.html")
+
+
+def _ask_one_patient(config: RunConfig, prepared: Prepared, rows: npt.NDArray[np.int64], folder: RunFolder) -> None:
+    """Write one held-out patient as JSON (private) and rank every drug for it as a hospital would: without torch."""
+    states = assemble(prepared.cohort, prepared.store, prepared.episodes[rows[:1]], config.inputs.covariates)
+    path = folder.private / "patient.json"
+    path.write_text(json.dumps(as_dictionary(prepared.cohort, prepared.store, states, 0), indent=1))
+    bundle = folder.root / "bundle"
+    drugs = open_bundle(bundle).schema.drugs[:24]
+    command = [sys.executable, "-m", "ican_ml.cli", "predict", str(bundle), str(path)]
+    command += [part for drug in drugs for part in ("--treatment", drug)]
+    answer = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    _log.info("one held-out patient, ranked by the torch-free predictor\n\n%s", answer)
+
+
+def _log_to(path: Path) -> None:
+    """Plain lines on the terminal and in the run's log."""
+    root = logging.getLogger("ican_ml")
+    for handler in list(root.handlers):
+        root.removeHandler(handler)
+        handler.close()
+    for handler in (logging.StreamHandler(), logging.FileHandler(path)):
+        handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s", "%H:%M:%S"))
+        root.addHandler(handler)
+    root.setLevel(logging.INFO)
+    root.propagate = False

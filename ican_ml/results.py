@@ -1,0 +1,155 @@
+"""Scores of held-out episodes -> metrics.json, report.html and the table that a run ends with."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+import ican_ml
+from ican_ml.evaluation.curves import LearningCurve, task_curves
+from ican_ml.evaluation.evaluate import PRIMARY_METRIC, TaskMetrics, evaluate_task, mean_and_sd
+from ican_ml.evaluation.outcome import Outcome
+from ican_ml.evaluation.report import Report, TaskReport, metric_label, write_report
+from ican_ml.evaluation.table import Cell, MeanSd, summary_table
+
+if TYPE_CHECKING:
+    import polars as pl
+
+MODEL, ORACLE = "model", "oracle"
+_log = logging.getLogger(__name__)
+Int64 = npt.NDArray[np.int64]
+Float64 = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scores:
+    """One fold: its held-out episodes, ``<task>/<scorer>`` predictions of them, and the losses by epoch."""
+
+    name: str
+    rows: Int64
+    arrays: Mapping[str, Float64]
+    curve: Sequence[Mapping[str, float]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TaskResults:
+    """Metrics of one task by scorer: pooled over the folds' held-out episodes, and fold by fold."""
+
+    name: str
+    pooled: dict[str, TaskMetrics]
+    folds: dict[str, list[TaskMetrics]]
+
+
+def evaluate_scores(
+    name: str, outcome: Outcome, episodes: pl.DataFrame, scores: Sequence[Scores], *, replicates: int, seed: int
+) -> TaskResults:
+    """Evaluate every scorer of a task, with intervals by subject on the pooled episodes."""
+    scorers = [key.removeprefix(f"{name}/") for key in scores[0].arrays if key.startswith(f"{name}/")]
+    every = np.concatenate([fold.rows for fold in scores])
+
+    def evaluated(rows: Int64, values: Float64, replicates: int) -> TaskMetrics:
+        return evaluate_task(outcome.take(rows), values, replicates=replicates, seed=seed, **_labels(episodes, rows))
+
+    return TaskResults(
+        name=name,
+        pooled={
+            scorer: evaluated(every, np.concatenate([fold.arrays[f"{name}/{scorer}"] for fold in scores]), replicates)
+            for scorer in scorers
+        },
+        folds={
+            scorer: [evaluated(fold.rows, fold.arrays[f"{name}/{scorer}"], 0) for fold in scores] for scorer in scorers
+        },
+    )
+
+
+def results_table(results: Sequence[TaskResults]) -> str:
+    """The table at the end of a run: intervals for one split, mean and standard deviation over folds."""
+    lines: list[dict[str, Cell]] = []
+    for task in results:
+        for scorer, metrics in task.pooled.items():
+            line: dict[str, Cell] = {"task": task.name, "by": scorer}
+            if len(task.folds[scorer]) > 1:
+                line |= {metric_label(m): MeanSd(*v) for m, v in mean_and_sd(task.folds[scorer]).items()}
+            else:
+                line |= {metric_label(m): interval for m, interval in metrics.overall.metrics.items()}
+            lines.append(line)
+    return summary_table(lines)
+
+
+def metrics_document(results: Sequence[TaskResults], difference: float) -> dict[str, Any]:
+    """What ``metrics.json`` holds."""
+    return {
+        "ican_ml": ican_ml.__version__,
+        "onnx_parity": difference,
+        "tasks": {
+            task.name: {
+                scorer: {
+                    "headline": PRIMARY_METRIC[metrics.kind],
+                    "pooled": metrics.to_dict(),
+                    "folds": [fold.to_dict()["overall"] for fold in task.folds[scorer]],
+                    "mean_and_sd": {k: [_finite(x) for x in v] for k, v in mean_and_sd(task.folds[scorer]).items()},
+                }
+                for scorer, metrics in task.pooled.items()
+            }
+            for task in results
+        },
+    }
+
+
+def write_run_report(
+    path: Path,
+    *,
+    title: str,
+    description: str,
+    cohort: Mapping[str, str | int | float],
+    episodes: pl.DataFrame,
+    outcomes: Mapping[str, Outcome],
+    scores: Sequence[Scores],
+    results: Sequence[TaskResults],
+    notes: Sequence[str],
+) -> None:
+    """Write ``report.html``."""
+    rows = np.concatenate([fold.rows for fold in scores])
+    tasks = []
+    for task in results:
+        pooled = {s: np.concatenate([fold.arrays[f"{task.name}/{s}"] for fold in scores]) for s in task.pooled}
+        curves = task_curves(
+            outcomes[task.name].take(rows), pooled, indication=_labels(episodes, rows).get("indication")
+        )
+        tasks.append(TaskReport(name=task.name, results=task.pooled, folds=task.folds, curves=curves))
+    learning = [
+        LearningCurve(
+            label=fold.name,
+            epoch=np.array([row["epoch"] for row in fold.curve]),
+            train=np.array([row["train_loss"] for row in fold.curve]),
+            tuning=np.array([row["tuning_loss"] for row in fold.curve]),
+        )
+        for fold in scores
+        if fold.curve
+    ]
+    write_report(
+        path,
+        Report(title=title, description=description, cohort=cohort, tasks=tasks, learning=learning, notes=notes),
+    )
+
+
+def _labels(episodes: pl.DataFrame, rows: Int64) -> dict[str, npt.NDArray[Any]]:
+    """Columns of the episodes that metrics group by."""
+    chosen = episodes[rows]
+    labels = {
+        "subject_id": chosen["subject_id"].to_numpy(),
+        "treatment": np.array(["+".join(drugs or ()) for drugs in chosen["treatment"].to_list()], dtype=str),
+    }
+    if "indication" in chosen.columns:
+        labels["indication"] = chosen["indication"].fill_null("unknown").to_numpy().astype(str)
+    return labels
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
