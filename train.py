@@ -3,10 +3,12 @@
 Hydra composes ``configs/`` and the command line into a typed configuration; everything else is `ican_ml.pipeline`.
 """
 
+import os
 import sys
 
 import hydra
 from hydra.core.config_store import ConfigStore
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -29,4 +31,10 @@ def main(composed: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # raise, instead of printing several lines and exiting
+    try:
+        main()
+    except (HydraException, OmegaConfBaseException) as error:
+        said = str(error).partition("\nConfig search path")[0].replace("\nTo append to your config use", "; to add it:")
+        why = str(error.__cause__ or "").partition("\n")[0]
+        sys.exit("train.py: " + " ".join(f"{said} {why}".split()))

@@ -46,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog="example: ican predict runs/demo/bundle patient.json --treatment EGF-101 --treatment RAF-101+MEK-101",
     )
     predict.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder of the bundle")
-    predict.add_argument("patient", type=Path, metavar="PATIENT.json", help="a plain patient (ican_ml/inputs/patient.py)")
+    predict.add_argument("patient", type=Path, metavar="PATIENT.json", help="patient, as ican_ml.inputs.patient says")
     predict.add_argument(
         "--treatment",
         action="append",
@@ -64,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _simulate(parsed: argparse.Namespace) -> None:
-    from tqdm import tqdm
+    from tqdm import tqdm  # type: ignore[import-untyped]
 
     from ican_ml.cohort.simulate import simulate
 
@@ -84,7 +84,7 @@ def _predict(parsed: argparse.Namespace) -> None:
     from ican_ml.serving.predictor import Predictor
 
     try:
-        patient = json.loads(parsed.patient.read_text())
+        patient = json.loads(parsed.patient.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{parsed.patient.name}: expected JSON, got something else ({error})") from None
     if not isinstance(patient, dict):
@@ -113,10 +113,13 @@ def _as_table(answer: Answer) -> str:
     notes = answer.notes
     if sum(notes.unknown_features.values()):
         lines.append(f"features that the model does not know, not used: {notes.unknown_features}")
+    if notes.unknown_covariates:
+        lines.append(f"covariates with a category not seen in training: {', '.join(notes.unknown_covariates)}")
     if notes.events_after_prediction:
         lines.append(f"events after prediction_time, not used: {notes.events_after_prediction}")
     if notes.record.get("events"):
-        lines.append("record: " + ", ".join(f"{part} {notes.record[part]:.0%}" for part in ("known", "backed_off", "unknown")))
+        shares = (f"{notes.record[part]:.0%} {part.replace('_', ' ')}" for part in ("known", "backed_off", "unknown"))
+        lines.append(f"codes of the record: {', '.join(shares)}")
     return "\n".join(lines)
 
 
@@ -129,6 +132,7 @@ def _as_json(answer: Answer) -> str:
                 for r in answer.ranked
             ],
             "unknown_features": answer.notes.unknown_features,
+            "unknown_covariates": list(answer.notes.unknown_covariates),
             "events_after_prediction": answer.notes.events_after_prediction,
             "record": answer.notes.record,
         }

@@ -50,7 +50,7 @@ from ican_ml.results import (
 from ican_ml.run_folder import RunFolder, Stage, data_hash, stage_key
 from ican_ml.training.data import PatientData
 from ican_ml.training.design import baseline_design
-from ican_ml.training.loggers import run_loggers
+from ican_ml.training.loggers import close_loggers, run_loggers
 from ican_ml.training.loop import fit, predict
 from ican_ml.training.outcomes import loss_arrays, read_outcomes
 
@@ -160,8 +160,9 @@ def _fit_fold(config: RunConfig, prepared: Prepared, folder: RunFolder, name: st
     )
     result = fit(
         schema, train, tuning, model=config.model, training=config.training, trainer=config.trainer,
-        folder=stage.folder, seed=config.seed, loggers=run_loggers(config.logger, folder.root, name),
+        folder=stage.folder, seed=config.seed, subject=states.subject_id, loggers=run_loggers(config.logger, folder.root, name),
     )
+    close_loggers(folder.root)
     torch.save(result.network.state_dict(), stage.folder / _NETWORK)
     seconds = time.monotonic() - started
     _log.info("%s: fitted in %.0f s", name, seconds)
@@ -189,7 +190,8 @@ def _score_fold(config: RunConfig, prepared: Prepared, folder: RunFolder, name: 
                 design = baseline_design(schema, encoded, states, prepared.episodes)
                 split = prepared.splits[name]
                 found = fit_baselines(
-                    design, prepared.outcomes[task.name], split.train, split.tuning, rows, seed=config.seed
+                    design, prepared.outcomes[task.name], split.train, split.tuning, rows, seed=config.seed,
+                    threads=torch.get_num_threads(),
                 )
                 arrays |= {f"{task.name}/{baseline}": values for baseline, values in found.items()}
             if (truth := _oracle(prepared.cohort, task.name)) is not None:
@@ -274,7 +276,7 @@ def _conclude(
     )
     _log.info("results on held-out episodes\n\n%s\n", results_table(results))
     _ask_one_patient(config, prepared, scores[0].rows, folder)
-    _log.info("report: %s", folder.root / "report.html")
+    _log.info("report: %s/report.html", config.name)  # the folder above it may tell of the machine
 
 
 def _ask_one_patient(config: RunConfig, prepared: Prepared, rows: npt.NDArray[np.int64], folder: RunFolder) -> None:

@@ -8,8 +8,16 @@ in parallel.
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from ican_ml.cohort.cohort import Cohort
+    from ican_ml.inputs.assemble import CohortStates
+    from ican_ml.inputs.schema import InputSchema
+    from ican_ml.model.patient_transformer import PatientTransformer
+    from ican_ml.records.store import RecordStore
 
 for _variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(_variable, "1")
@@ -51,3 +59,82 @@ def simulated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("cohort") / "simulated"
     simulate(out, subjects=_SIMULATED_SUBJECTS, seed=7)
     return out
+
+
+@pytest.fixture(scope="session")
+def sim_cohort(simulated: Path) -> "Cohort":
+    """Give the simulated cohort in memory, with one outcome of each kind: response, os and sensitivity."""
+    from dataclasses import replace
+
+    import polars as pl
+
+    from ican_ml.cohort.cohort import read_cohort
+
+    cohort = read_cohort(simulated)
+    return replace(cohort, episodes=cohort.episodes.with_columns((pl.col("os_time") / 100).alias("sensitivity")))
+
+
+@pytest.fixture(scope="session")
+def sim_records(simulated: Path) -> "RecordStore":
+    """Give the records of the simulated cohort."""
+    from ican_ml.records.meds import read_records
+
+    return read_records(simulated)
+
+
+@pytest.fixture(scope="session")
+def sim_schema(sim_cohort: "Cohort", sim_records: "RecordStore") -> "InputSchema":
+    """Give the input schema of its training rows, for three outcomes."""
+    import polars as pl
+
+    from ican_ml.inputs.fit import InputConfig, fit_schema
+
+    return fit_schema(
+        sim_cohort,
+        sim_records,
+        sim_cohort.episodes.filter(pl.col("split") == "train"),
+        InputConfig(covariates=["indication", "line"], max_tokens=16, max_events=24),
+        outcomes=[("response", "binary"), ("os", "survival"), ("sensitivity", "regression")],
+    )
+
+
+@pytest.fixture(scope="session")
+def sim_states(sim_cohort: "Cohort", sim_records: "RecordStore") -> "CohortStates":
+    """Give all its patient states."""
+    from ican_ml.inputs.assemble import assemble
+
+    return assemble(sim_cohort, sim_records, sim_cohort.episodes, ["indication", "line"])
+
+
+@pytest.fixture(scope="session")
+def sim_network(sim_schema: "InputSchema") -> "PatientTransformer":
+    """Give a small network that was not trained; nothing in it is zero, so that every input moves its answers."""
+    import torch
+
+    from ican_ml.model.patient_transformer import ModelConfig, PatientTransformer
+
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        network = PatientTransformer(
+            ModelConfig(width=16, heads=2, bottleneck_tokens=2, omics_layers=0), sim_schema
+        ).eval()
+        with torch.no_grad():
+            for name, parameter in network.named_parameters():
+                if not parameter.any():
+                    parameter.normal_(std=0.2 if name.startswith("heads") else 0.02)
+            for part in network.modules():
+                if isinstance(part, torch.nn.Embedding) and part.padding_idx is not None:
+                    part.weight[part.padding_idx] = 0
+    return network
+
+
+@pytest.fixture(scope="session")
+def sim_bundle(
+    sim_network: "PatientTransformer", sim_schema: "InputSchema", tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """Give the bundle of that network. Read it; never write into it."""
+    from ican_ml.bundle.export import export_bundle
+
+    folder = tmp_path_factory.mktemp("bundle") / "bundle"
+    export_bundle(sim_network, sim_schema, folder)
+    return folder

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 import ican_ml
 from ican_ml.bundle.golden import invented_patients
-from ican_ml.bundle.read import FORMAT, GOLDEN, MANIFEST, MODEL, SCHEMA, Arrays, BundleError, digest
+from ican_ml.bundle.read import FORMAT, GOLDEN, MANIFEST, MODEL, SCHEMA, Arrays, BundleError, digest, sealed
 from ican_ml.encoding.bag import csr_bag_onnx_translation
 from ican_ml.inputs.encode import collate, encode
 from ican_ml.inputs.schema import InputSchema
@@ -68,11 +68,9 @@ def export_bundle(network: PatientTransformer, schema: InputSchema, folder: Path
         raise BundleError(f"export: expected ONNX and torch to agree within {TOLERANCE:g}, got {difference:.2g}")
     used = _graph_inputs(model)
     golden = io.BytesIO()
-    np.savez(
-        golden,
-        **{f"in/{name}": values for name, values in inputs.items() if name in used},
-        **{f"out/{name}": values for name, values in expected.items()},
-    )
+    arrays: dict[str, Any] = {f"in/{name}": values for name, values in inputs.items() if name in used}
+    arrays |= {f"out/{name}": values for name, values in expected.items()}
+    np.savez(golden, **arrays)
     graph = onnx.load_from_string(model).graph
     document = {
         "patient": schema.to_json(),
@@ -90,7 +88,7 @@ def export_bundle(network: PatientTransformer, schema: InputSchema, folder: Path
         "tolerance": TOLERANCE,
         "sha256": {name: digest(content) for name, content in sorted(files.items())},
     }
-    _replace(folder, {**files, MANIFEST: json.dumps(manifest, indent=1).encode()})
+    _replace(folder, {**files, MANIFEST: sealed(manifest)})
     return difference
 
 
@@ -113,7 +111,8 @@ def _trace(network: PatientTransformer, inputs: Arrays) -> bytes:
     tensors = tuple(torch.from_numpy(np.ascontiguousarray(values)) for values in inputs.values())
     shapes = tuple(_dynamic_axes(name, tensor) for name, tensor in zip(names, tensors, strict=True))
     quiet = logging.getLogger("torch.onnx")
-    level, _ = quiet.level, quiet.setLevel(logging.ERROR)
+    level = quiet.level
+    quiet.setLevel(logging.ERROR)
     with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
@@ -129,12 +128,16 @@ def _trace(network: PatientTransformer, inputs: Arrays) -> bytes:
         )
     quiet.setLevel(level)
     assert program is not None
-    return _without_metadata(program.model_proto).SerializeToString()
+    return bytes(_without_metadata(program.model_proto).SerializeToString())
 
 
 def _dynamic_axes(name: str, tensor: Tensor) -> dict[int, Any]:
+    """Which axes vary. One that is 1 long for the invented patients is so for all: no records, or no genes."""
     fixed = {1} if name == "summary" else {3} if name.startswith("treatment_state") else set()
-    return {axis: torch.export.Dim.STATIC if axis in fixed else torch.export.Dim.DYNAMIC for axis in range(tensor.dim())}
+    return {
+        axis: torch.export.Dim.STATIC if axis in fixed or size == 1 else torch.export.Dim.DYNAMIC
+        for axis, size in enumerate(tensor.shape)
+    }
 
 
 def _without_metadata(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import numpy.typing as npt
 
 from ican_ml.encoding.csr import CSRBatch
-from ican_ml.inputs.encode import OmicsRows, PatientStates, Regimen
+from ican_ml.inputs.encode import OmicsRows, PatientStates
+from ican_ml.inputs.regimens import INHIBITOR, Regimen
 from ican_ml.inputs.schema import InputSchema, ModalitySchema
 from ican_ml.records.vocabulary import Events
 
@@ -17,7 +21,10 @@ def invented_patients(schema: InputSchema, n: int, seed: int) -> PatientStates:
         omics={modality.name: _omics(modality, n, rng) for modality in schema.modalities},
         events=_events(schema, n, rng),
         covariates={
-            c.name: [None, *(rng.normal(size=n - 1) if c.categories is None else rng.choice(c.categories or ("",), n - 1))]
+            c.name: [
+                None,
+                *(rng.normal(size=n - 1) if c.categories is None else rng.choice(c.categories or ("",), n - 1)),
+            ]
             for c in schema.covariates
         },
         regimens=[[(), *_regimens(schema, rng)] if i else [()] for i in range(n)],
@@ -26,10 +33,11 @@ def invented_patients(schema: InputSchema, n: int, seed: int) -> PatientStates:
 
 def _omics(modality: ModalitySchema, n: int, rng: np.random.Generator) -> OmicsRows:
     panel = np.append(0, rng.integers(1, len(modality.panels) + 1, n - 1))
-    chance = 0.9 if modality.explicit else 0.05
+    chance = 0.9 if modality.explicit else min(0.9, max(0.05, 8 / len(modality.features)))
     stored = (rng.random((n, len(modality.features))) < chance) & modality.measured()[panel]
     indptr = np.append(0, np.cumsum(stored.sum(axis=1))).astype(np.int64)
     indices = np.nonzero(stored)[1].astype(np.int32)
+    values: npt.NDArray[np.floating[Any]]
     if modality.kind == "binary":
         values = np.ones(len(indices))
     elif modality.kind == "count":
@@ -37,15 +45,13 @@ def _omics(modality: ModalitySchema, n: int, rng: np.random.Generator) -> OmicsR
     else:
         spread = np.divide(1.0, modality.inverse_sd, out=np.zeros_like(modality.mean), where=modality.inverse_sd > 0)
         values = modality.mean[indices] + spread[indices] * rng.normal(size=len(indices))
-    return OmicsRows(
-        matrix=CSRBatch(indptr, indices, values.astype(np.float32), len(modality.features)), panel=panel
-    )
+    return OmicsRows(matrix=CSRBatch(indptr, indices, values.astype(np.float32), len(modality.features)), panel=panel)
 
 
 def _events(schema: InputSchema, n: int, rng: np.random.Generator) -> Events | None:
-    if schema.vocabulary is None or not schema.vocabulary.codes:
+    if schema.vocabulary is None:
         return None
-    codes = schema.vocabulary.codes
+    codes = schema.vocabulary.codes or ("a code without a name",)
     units = tuple(sorted({"", *(unit for _, unit in schema.vocabulary.normal)}))
     length = np.append(0, rng.integers(1, 12, n - 1))
     code = rng.integers(0, len(codes), int(length.sum())).astype(np.int32)
@@ -65,9 +71,11 @@ def _events(schema: InputSchema, n: int, rng: np.random.Generator) -> Events | N
 
 
 def _regimens(schema: InputSchema, rng: np.random.Generator) -> list[Regimen]:
-    asked: list[Regimen] = [("a drug without a name",)]
+    unknown = ("a drug without a name", "another drug without a name")
+    asked: list[Regimen] = [unknown[:1], unknown]
     if schema.genes:
-        asked.append((f"inhibitor:{rng.choice(schema.genes)}",))
+        inhibitor = f"{INHIBITOR}{rng.choice(schema.genes)}"
+        asked += [(inhibitor,), (unknown[0], inhibitor)]
     if schema.drugs:
         asked.append((str(rng.choice(schema.drugs)),))
         asked.append(tuple(sorted({str(drug) for drug in rng.choice(schema.drugs, 3)})))

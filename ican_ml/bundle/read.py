@@ -3,7 +3,9 @@
     model.onnx      the network, opset 20, one file
     schema.json     the input schema, and name, dtype and shape of every input and output of the network
     golden.npz      inputs and expected outputs of a few invented patients
-    manifest.json   format, versions, tolerance, sha256 of every other file
+    manifest.json   format, versions, tolerance, sha256 of every other file, and of its own contents
+
+Nothing else may lie in the folder.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from ican_ml.inputs.schema import InputSchema
 
 FORMAT = "ican-bundle/1"
 MODEL, SCHEMA, GOLDEN, MANIFEST = "model.onnx", "schema.json", "golden.npz", "manifest.json"
+_SEAL = "sealed"
 Arrays = dict[str, npt.NDArray[np.generic]]
 
 
@@ -66,15 +69,20 @@ def open_bundle(path: str | Path) -> Bundle:
     """
     folder = Path(path)
     try:
-        manifest = json.loads((folder / MANIFEST).read_bytes())
-    except FileNotFoundError:
-        raise BundleError(f"bundle: expected a folder with {MANIFEST}, found none; give the folder that training wrote "
-                          "(runs/<name>/bundle)") from None
+        content = (folder / MANIFEST).read_bytes()
+        manifest = json.loads(content)
+    except (FileNotFoundError, NotADirectoryError):
+        raise BundleError(
+            f"bundle: expected a folder with {MANIFEST}, found none; give the folder that training wrote "
+            "(runs/<name>/bundle)"
+        ) from None
     except ValueError as error:
         raise BundleError(f"bundle: {MANIFEST} is not valid JSON ({error}); copy the bundle again") from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         found = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
         raise BundleError(f"bundle: expected format {FORMAT!r}, got {found!r}; export it again with this version")
+    if content != sealed({name: value for name, value in manifest.items() if name != _SEAL}):
+        raise BundleError(f"bundle: {MANIFEST} is not the file that was exported; copy it again")
     files = _read_checked(folder, manifest["sha256"])
     document = json.loads(files[SCHEMA])
     with np.load(io.BytesIO(files[GOLDEN]), allow_pickle=False) as golden:
@@ -100,6 +108,11 @@ def _read_checked(folder: Path, digests: Mapping[str, str]) -> dict[str, bytes]:
         if digest(content) != digests[name]:
             raise BundleError(f"bundle: {name} is not the file that was exported (its sha256 differs); copy it again")
     return files
+
+
+def sealed(manifest: Mapping[str, Any]) -> bytes:
+    """The manifest's file: its contents, and their own sha256 as the last entry."""
+    return json.dumps({**manifest, _SEAL: digest(json.dumps(manifest).encode())}, indent=1).encode()
 
 
 def digest(content: bytes) -> str:

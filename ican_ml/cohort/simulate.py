@@ -6,13 +6,13 @@ In: a seed and a number of subjects. Out: a folder with omics, a MEDS record, ep
 The mechanism of response (symbols: i episode, d drug, g gene, k ATC class)::
 
     A_ig  = 1 - (1 - mutated_ig) (1 - expit(10 (log2ratio_ig - 0.55)))   target altered: mutated or amplified
-    E_ig  = expit(2.0 z_ig + 1.4)                                        target expressed: z of log relative abundance
+    E_ig  = expit(2.0 z_ig + 2.2)                                        target expressed: z of log relative abundance
     S_id  = max over targets g of d of A_ig E_ig                         dependence of the tumour on what d inhibits
-            x (1 - 0.8 [a resistance gene of d's class k is mutated])
+            x (1 - 0.6 [a resistance gene of d's class k is mutated])
     S_i   = 1 - prod over drugs of the regimen (1 - S_id)                independent action of combined drugs
-    F_i   = 0.6 reserve - 0.5 inflammation + 0.2 (their trends a year)  fitness at prediction_time, seen in
+    F_i   = 0.6 reserve - 0.5 inflammation + 0.2 (their trends a year)   fitness at prediction_time, seen in
                                                                          ALB, HGB, ECOG, CRP, NLR, LDH
-    logit P(response_i) = a + b S_i expit(2 F_i + 1) + c F_i
+    logit P(response_i) = -1.4 + 3.8 S_i expit(2 F_i + 1.5) + 0.45 F_i
             - 0.08 prior courses - 0.1 (line - 1) + indication + mean over the regimen of a drug's own effect
 
 A drug does little for a tumour that does not depend on its target, and even a matched drug fails a patient who is too
@@ -53,7 +53,7 @@ __all__ = ["SimulationSummary", "Truth", "oracle_auroc", "read_truth", "simulate
 
 Progress = Callable[[str, int, int], None]
 _STEPS = ("tumours", "courses", "records", "omics files", "tables")
-_MISSING = {"mutation": 0.01, "cnv": 0.015, "expression": 0.015}
+_MISSING = {"mutation": 0.01, "cnv": 0.01, "expression": 0.015}
 _HELD_OUT = 0.25
 
 

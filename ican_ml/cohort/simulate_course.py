@@ -92,11 +92,11 @@ def drug_sensitivity(
         world_.EXPRESSION_SLOPE * expression_z[:, world.positions(TARGET_GENES)] + world_.EXPRESSION_SHIFT
     )
     dependence = altered * expressed
-    defeated = {atc: mutation[:, world.positions(genes, "mutation")].any(axis=1) for atc, genes in RESISTANCE.items()}
+    resistant = {atc: mutation[:, world.positions(genes, "mutation")].any(axis=1) for atc, genes in RESISTANCE.items()}
     sensitivity, hit = np.empty((len(mutation), len(DRUGS))), np.empty((len(mutation), len(DRUGS)), dtype=bool)
     for d, drug in enumerate(DRUGS):
         genes = [column[gene] for gene in drug.targets]
-        kept = 1.0 - world_.RESISTANCE_LOSS * defeated[drug.atc]
+        kept = 1.0 - world_.RESISTANCE_LOSS * resistant[drug.atc]
         sensitivity[:, d] = dependence[:, genes].max(axis=1) * kept
         hit[:, d] = (altered[:, genes] > 0.5).any(axis=1)
     return sensitivity, hit

@@ -5,9 +5,9 @@ numeric_value, unit), which `write_meds` writes as ``data/<split>/0.parquet`` wi
 
 Laboratories are read at visits about every 45 days from up to a year before the first line until observation ends;
 a fifth of the visits is missed, and no visit measures everything. With reserve r(t), inflammation q(t) and noise e:
-albumin = 38 + 4 r + 1.0 e (g/L), haemoglobin = 125 + 11 r - 3 q + 4 e (g/L, or g/dL at two sites),
-log CRP = 2.2 + 0.6 q + 0.2 e (mg/L, or mg/dL at one site), log NLR = 1.2 + 0.4 q + 0.15 e,
-log LDH = 5.4 + 0.2 q + 0.12 e (U/L), ECOG = round(1.2 - 0.6 r + 0.4 q + 0.4 e) in 0..4, and a tumour marker that
+albumin = 38 + 4 r + 0.8 e (g/L), haemoglobin = 125 + 11 r - 3 q + 3 e (g/L, or g/dL at two sites),
+log CRP = 2.2 + 0.6 q + 0.15 e (mg/L, or mg/dL at one site), log NLR = 1.2 + 0.4 q + 0.1 e,
+log LDH = 5.4 + 0.2 q + 0.12 e (U/L), ECOG = round(1.2 - 0.6 r + 0.4 q + 0.3 e) in 0..4, and a tumour marker that
 rises while a line fails. Most subjects are also seen on the very morning of `prediction_time` (usable: cuts are
 inclusive). Events go on after every prediction_time, death included: whoever reads the cohort must cut.
 Times are local (``source_timezone``) and naive, to the minute.
@@ -33,7 +33,7 @@ from ican_ml.cohort.simulate_world import CLASS_NAME, DRUGS
 
 PREDICTION_HOUR = 9.0
 _DAY = 86_400_000_000
-_VISIT_EVERY, _VISIT_MISSED, _BASELINE_SEEN = 45.0, 0.20, 0.92
+_VISIT_EVERY, _VISIT_MISSED, _BASELINE_SEEN = 45.0, 0.20, 0.95
 _MEASURED = {"ALB": 0.92, "HGB": 0.95, "CRP": 0.88, "NLR": 0.85, "LDH": 0.60, "marker": 0.55, "ECOG": 0.75}
 _COMORBIDITY = (
     ("I10", -0.6, 0.1), ("E11.9", -1.6, 0.2), ("J44.9", -2.3, 0.5), ("N18.3", -2.6, 0.5), ("I50.9", -2.9, 0.6),
@@ -159,20 +159,20 @@ def _laboratories(
     measured = dict(zip(_MEASURED, (rng.random((len(rows), 7)) < list(_MEASURED.values())).T, strict=True))
     when, site = at(subjects, rows, day), subjects.site[rows]
     g_per_dl, mg_per_dl = np.array(world_.SITE_HGB_G_PER_DL)[site], np.array(world_.SITE_CRP_MG_PER_DL)[site]
-    hgb = 125.0 + 11.0 * reserve - 3.0 * inflamed + 4.0 * noise[:, 1]
-    crp = np.exp(2.2 + 0.6 * inflamed + 0.2 * noise[:, 2])
+    hgb = 125.0 + 11.0 * reserve - 3.0 * inflamed + 3.0 * noise[:, 1]
+    crp = np.exp(2.2 + 0.6 * inflamed + 0.15 * noise[:, 2])
     marker = np.exp(2.0 + 0.5 * ended + 0.4 * noise[:, 5])
     marker_code, marker_unit = np.array(world_.INDICATION_MARKER, dtype=object)[subjects.indication[rows]].T
     unit_hgb = np.where(g_per_dl, "g/dL", "g/L").astype(object)
     unit_crp = np.where(mg_per_dl, "mg/dL", "mg/L").astype(object)
     for name, code, value, unit, digits in (
-        ("ALB", "LAB//ALB", 38.0 + 4.0 * reserve + 1.0 * noise[:, 0], "g/L", 1),
+        ("ALB", "LAB//ALB", 38.0 + 4.0 * reserve + 0.8 * noise[:, 0], "g/L", 1),
         ("HGB", "LAB//HGB", np.where(g_per_dl, hgb / 10.0, hgb).clip(3.0), unit_hgb, 1),
         ("CRP", "LAB//CRP", np.where(mg_per_dl, crp / 10.0, crp), unit_crp, 2),
-        ("NLR", "LAB//NLR", np.exp(1.2 + 0.4 * inflamed + 0.15 * noise[:, 3]), "{ratio}", 2),
+        ("NLR", "LAB//NLR", np.exp(1.2 + 0.4 * inflamed + 0.1 * noise[:, 3]), "{ratio}", 2),
         ("LDH", "LAB//LDH", np.exp(5.4 + 0.2 * inflamed + 0.12 * noise[:, 4]), "U/L", 0),
         ("marker", marker_code, marker, marker_unit, 1),
-        ("ECOG", "ECOG", (1.2 - 0.6 * reserve + 0.4 * inflamed + 0.4 * noise[:, 6]).clip(0.0, 4.0), None, 0),
+        ("ECOG", "ECOG", (1.2 - 0.6 * reserve + 0.4 * inflamed + 0.3 * noise[:, 6]).clip(0.0, 4.0), None, 0),
     ):
         use = measured[name]
         code_used = code[use] if isinstance(code, np.ndarray) else code

@@ -7,7 +7,7 @@ One long table; `kind` says what a row is, columns that do not apply are null:
 | given | row, subject_id, prediction_time, response_probability, omics_probability, record_probability |
 | response | row, subject_id, prediction_time, drug, response_probability: had this drug alone been given |
 | target | drug, gene |
-| resistance | drug, gene: a mutation of the gene defeats the drug |
+| resistance | drug, gene: a mutation of the gene takes most of the drug's effect |
 | prognostic | gene, effect: log hazard of death (per mutation, per sd of log expression or per log2 ratio) |
 
 `row` is the row of episodes.parquet. `omics_probability` is the expected probability of response when only the

@@ -1,10 +1,10 @@
 """The fixed world of the simulated cohort, version 1: genes, assays, indications, drugs and effect sizes.
 
-Nothing here depends on the seed of a cohort. The tables stand for what biology and practice decide (which gene
-a drug hits, which mutation defeats a drug class, which tumours carry which drivers); a seed only decides who the
-subjects are. Drugs are invented, and their names look like development codes so that nobody takes them for real
-ones. Gene symbols of drivers are real, for readability: their frequencies and effects here are NOT facts about
-those genes. All other genes are called ``SIM0001`` and so on.
+Nothing here depends on the seed of a cohort. The tables stand for what biology and practice decide (which gene a drug
+hits, which mutation makes a tumour resist a drug class, which tumours carry which drivers); a seed only decides who
+the subjects are. Drugs are invented, and their names look like development codes so that nobody takes them for real
+ones. Gene symbols of drivers are real, for readability: their frequencies and effects here are NOT facts about those
+genes. All other genes are called ``SIM0001`` and so on.
 
 Every number in this file belongs to `SIMULATOR_VERSION`: changing one changes the signal, which is a new version.
 """
@@ -67,13 +67,13 @@ TARGET_GENES: tuple[str, ...] = tuple(dict.fromkeys(gene for drug in DRUGS for g
 
 RESISTANCE: dict[str, tuple[str, ...]] = {
     "L01EB": ("KRAS",),
-    "L01EH": ("KRAS", "PTEN"),
+    "L01EH": ("KRAS",),
     "L01EC": ("NRAS",),
     "L01EE": ("NRAS",),
     "L01EF": ("RB1",),
     "L01EM": ("PTEN",),
-    "L01EN": ("TSC1", "CBL"),
-    "L01EX": ("KRAS",),
+    "L01EN": ("PTEN", "CBL"),
+    "L01EX": ("KRAS", "CBL"),
 }
 RESISTANCE_GENES: tuple[str, ...] = tuple(dict.fromkeys(g for genes in RESISTANCE.values() for g in genes))
 
@@ -94,14 +94,14 @@ PATHWAYS: tuple[tuple[tuple[str, int], ...], ...] = (
 PATHWAY_LOADING = 0.55
 
 # Intended mean and spread of the mechanism; the equations stand in `ican_ml.cohort.simulate`.
-INTERCEPT = -1.2
-SENSITIVITY_EFFECT = 4.8
-GATE_SLOPE, GATE_SHIFT = 2.0, 1.0
-FITNESS_EFFECT = 0.35
-RESISTANCE_LOSS = 0.8
+INTERCEPT = -1.4
+SENSITIVITY_EFFECT = 3.8
+GATE_SLOPE, GATE_SHIFT = 2.0, 1.5
+FITNESS_EFFECT = 0.45
+RESISTANCE_LOSS = 0.6
 PRIOR_EFFECT, LINE_EFFECT = -0.08, -0.10
 AMPLIFICATION_SLOPE, AMPLIFICATION_CUT = 10.0, 0.55
-EXPRESSION_SLOPE, EXPRESSION_SHIFT = 2.0, 1.4
+EXPRESSION_SLOPE, EXPRESSION_SHIFT = 2.0, 2.2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -205,7 +205,7 @@ def _alteration_rates(
     targets = [column[gene] for gene in TARGET_GENES]
     rate[:, targets] = np.where(driver, rng.uniform(0.22, 0.34, driver.shape), rng.uniform(0.14, 0.24, driver.shape))
     for gene in RESISTANCE_GENES:
-        rate[:, column[gene]] = rng.uniform(0.08, 0.12, shape[0])
+        rate[:, column[gene]] = rng.uniform(0.08, 0.11, shape[0])
     for gene in PROGNOSTIC_MUTATION:
         rate[:, column[gene]] = rng.uniform(0.12, 0.45, shape[0])
     amplification = np.where(driver, rng.uniform(0.14, 0.22, driver.shape), rng.uniform(0.06, 0.14, driver.shape))

@@ -15,7 +15,8 @@ import numpy.typing as npt
 
 from ican_ml.cohort.cohort import Cohort
 from ican_ml.cohort.omics import Modality, latest_samples
-from ican_ml.inputs.encode import Int64, OmicsRows, PatientStates, Regimen
+from ican_ml.inputs.encode import Int64, OmicsRows, PatientStates
+from ican_ml.inputs.regimens import Regimen
 from ican_ml.records.store import RecordStore, history
 
 if TYPE_CHECKING:
@@ -71,8 +72,7 @@ def assemble(
     return CohortStates(
         patients=PatientStates(
             omics={
-                name: _omics_rows(modality, subject_id, prediction_time)
-                for name, modality in cohort.modalities.items()
+                name: _omics_rows(modality, subject_id, prediction_time) for name, modality in cohort.modalities.items()
             },
             events=history(store, subject_id, prediction_time) if store is not None else None,
             covariates={name: episodes[name][first].to_list() for name in covariates},
@@ -85,9 +85,7 @@ def assemble(
     )
 
 
-def _omics_rows(
-    modality: Modality, subject_id: Int64, prediction_time: npt.NDArray[np.datetime64]
-) -> OmicsRows:
+def _omics_rows(modality: Modality, subject_id: Int64, prediction_time: npt.NDArray[np.datetime64]) -> OmicsRows:
     """Rows of the latest samples; a patient without one gets an empty row and assay number 0."""
     sample = latest_samples(modality, subject_id, prediction_time)
     present = sample >= 0
@@ -111,7 +109,8 @@ def as_dictionary(cohort: Cohort, store: RecordStore | None, states: CohortState
             modality.features[i]: float(value) for i, value in zip(one.indices, one.values, strict=True)
         }
         document["assays"][name] = sorted(modality.panels)[int(rows.panel[row]) - 1]
-    document["covariates"] = {name: values[row] for name, values in patients.covariates.items()}
+    covariates = {name: values[row] for name, values in patients.covariates.items()}
+    document["covariates"] = {n: None if v != v else v for n, v in covariates.items()}  # a number may be NaN
     if not np.isnat(states.prediction_time[row]):
         document["prediction_time"] = str(states.prediction_time[row])
     if store is not None:

@@ -34,22 +34,21 @@ import numpy.typing as npt
 
 from ican_ml.encoding.csr import CSRBatch
 from ican_ml.encoding.operators import Backend, rank_tokens, row_sums
-from ican_ml.inputs.schema import FIRST_KNOWN, UNKNOWN, InputSchema, ModalitySchema
+from ican_ml.inputs.regimens import EncodedRegimens, Regimen, collate_regimens, encode_regimens, values_at
+from ican_ml.inputs.schema import InputSchema, ModalitySchema
 from ican_ml.records.aggregates import aggregate
 from ican_ml.records.vocabulary import Events
 
 Float32 = npt.NDArray[np.float32]
 Int64 = npt.NDArray[np.int64]
-Regimen = tuple[str, ...]
 
-INHIBITOR = "inhibitor:"
 DAYS_PER_YEAR = np.float32(365.25)
 _SUMMARY_LIMIT = np.float32(10.0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OmicsRows:
-    """One modality of N patients: raw values, and each row's assay number (0 = not measured)."""
+    """One modality of N patients: raw values, features ascending, and each row's assay number (0 = not measured)."""
 
     matrix: CSRBatch
     panel: Int64
@@ -98,17 +97,6 @@ class _Events:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Regimens:
-    drug: Int64
-    drug_class: Int64
-    gene: Int64
-    state_column: Int64
-    of_row: Int64
-    state: Float32
-    state_known: Float32
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class EncodedPatients:
     """What :func:`encode` returns. ``summary_raw`` keeps NaN for missing: the baselines' view of the same columns."""
 
@@ -116,7 +104,7 @@ class EncodedPatients:
     events: _Events
     summary_raw: Float32
     summary: Float32
-    regimens: _Regimens
+    regimens: EncodedRegimens
 
     @property
     def n_rows(self) -> int:
@@ -135,7 +123,9 @@ def encode(schema: InputSchema, states: PatientStates, *, backend: Backend = "au
         events=events,
         summary_raw=summary_raw,
         summary=standardise_summary(summary_raw, schema.summary_mean, schema.summary_inverse_sd),
-        regimens=_encode_regimens(schema, states.regimens, modalities),
+        regimens=encode_regimens(
+            schema, states.regimens, {name: (m.matrix, m.panel) for name, m in modalities.items()}
+        ),
     )
 
 
@@ -152,18 +142,6 @@ def standardise_summary(raw: Float32, mean: Float32, inverse_sd: Float32) -> Flo
     return np.where(np.isnan(scaled), np.float32(0), scaled)
 
 
-def values_at(matrix: CSRBatch, features: Int64) -> tuple[Float32, npt.NDArray[np.bool_]]:
-    """Value and presence of chosen features in each row: ``features`` int64 [rows, q], -1 = none."""
-    width = matrix.n_features
-    keys = matrix.row_ids() * width + matrix.indices
-    wanted = np.arange(matrix.n_rows, dtype=np.int64)[:, None] * width + features
-    position = np.minimum(np.searchsorted(keys, wanted), max(len(keys) - 1, 0))
-    if not len(keys):
-        return np.zeros(features.shape, np.float32), np.zeros(features.shape, bool)
-    stored = (features >= 0) & (keys[position] == wanted)
-    return np.where(stored, matrix.values[position], np.float32(0)), stored
-
-
 def _encode_modality(schema: ModalitySchema, rows: OmicsRows | None, n_rows: int, backend: Backend) -> _Modality:
     if rows is None:
         empty = CSRBatch(
@@ -173,13 +151,13 @@ def _encode_modality(schema: ModalitySchema, rows: OmicsRows | None, n_rows: int
     tokens, _ = rank_tokens(
         rows.matrix, schema.rank_scale, schema.max_tokens, by_magnitude=schema.kind == "continuous", backend=backend
     )
-    tokens = tokens.astype(np.int64)
+    features = tokens.astype(np.int64)
     return _Modality(
         matrix=rows.matrix,
         panel=rows.panel,
-        total=row_sums(rows.matrix),
-        tokens=tokens + 1,
-        token_values=values_at(rows.matrix, tokens)[0],
+        total=row_sums(rows.matrix, backend="reference"),
+        tokens=features + 1,
+        token_values=values_at(rows.matrix, features)[0],
     )
 
 
@@ -232,60 +210,6 @@ def _encode_covariates(schema: InputSchema, values: Mapping[str, Sequence[object
     return np.concatenate(columns, axis=1) if columns else np.empty((n_rows, 0), np.float32)
 
 
-def drug_ids(schema: InputSchema, drug: str) -> tuple[int, int, list[int]]:
-    """Identity, class and target genes of a drug as the network numbers them (see :mod:`ican_ml.inputs.schema`)."""
-    if drug.startswith(INHIBITOR):
-        return 0, 0, [schema.gene_id.get(drug.removeprefix(INHIBITOR), UNKNOWN)]
-    genes = [schema.gene_id[gene] for gene in schema.targets.get(drug, ()) if gene in schema.gene_id]
-    drug_class = schema.class_id.get(schema.class_of.get(drug, ""), UNKNOWN)
-    return schema.drug_id.get(drug, UNKNOWN), drug_class, genes or [UNKNOWN]
-
-
-def _encode_regimens(
-    schema: InputSchema, regimens: Sequence[Sequence[Regimen]], modalities: Mapping[str, _Modality]
-) -> _Regimens:
-    number: dict[Regimen, int] = {}
-    asked = [[number.setdefault(tuple(sorted(set(r))), len(number)) for r in row] for row in regimens]
-    of_row = np.full((len(asked), max(map(len, asked), default=0)), -1, np.int64)
-    for row, numbers in enumerate(asked):
-        of_row[row, : len(numbers)] = numbers
-    parts = [[drug_ids(schema, drug) for drug in regimen] for regimen in number]
-    gene = _padded([sorted({g for _, _, genes in drugs for g in genes}) for drugs in parts])
-    state_genes, state_column = np.unique(gene, return_inverse=True)
-    state, state_known = _target_state(schema, modalities, state_genes, len(asked))
-    return _Regimens(
-        drug=_padded([[drug for drug, _, _ in drugs] for drugs in parts]),
-        drug_class=_padded([[drug_class for _, drug_class, _ in drugs] for drugs in parts]),
-        gene=gene,
-        state_column=state_column.reshape(gene.shape),
-        of_row=of_row,
-        state=state,
-        state_known=state_known,
-    )
-
-
-def _target_state(
-    schema: InputSchema, modalities: Mapping[str, _Modality], genes: Int64, n_rows: int
-) -> tuple[Float32, Float32]:
-    """float32 [rows, genes, modalities] twice: raw value of each gene, and whether it was measured."""
-    state = np.zeros((n_rows, len(genes), len(schema.modalities)), np.float32)
-    known = np.zeros_like(state)
-    for m, modality in enumerate(schema.modalities):
-        encoded = modalities[modality.name]
-        feature = schema.feature_of_gene(modality)[genes]
-        state[:, :, m], stored = values_at(encoded.matrix, np.broadcast_to(feature, (n_rows, len(genes))))
-        measured = stored if modality.explicit else modality.measured()[encoded.panel][:, feature]
-        known[:, :, m] = measured & (feature >= 0) & (genes >= FIRST_KNOWN)
-    return state * known, known
-
-
-def _padded(rows: Sequence[Sequence[int]]) -> Int64:
-    out = np.zeros((len(rows), max(1, max(map(len, rows), default=1))), np.int64)
-    for i, row in enumerate(rows):
-        out[i, : len(row)] = row
-    return out
-
-
 def collate(encoded: EncodedPatients, rows: Int64) -> dict[str, npt.NDArray[np.generic]]:
     """Pad the chosen patients into the arrays of the module docstring; every padded axis is at least 1 long."""
     batch: dict[str, npt.NDArray[np.generic]] = {}
@@ -302,7 +226,7 @@ def collate(encoded: EncodedPatients, rows: Int64) -> dict[str, npt.NDArray[np.g
         batch[f"{name}_token_values"] = modality.token_values[rows, :width]
     batch |= _collate_events(encoded.events, rows)
     batch["summary"] = encoded.summary[rows]
-    return batch | _collate_regimens(encoded.regimens, rows)
+    return batch | collate_regimens(encoded.regimens, rows)
 
 
 def _collate_events(events: _Events, rows: Int64) -> dict[str, npt.NDArray[np.generic]]:
@@ -325,25 +249,4 @@ def _collate_events(events: _Events, rows: Int64) -> dict[str, npt.NDArray[np.ge
         "event_has_value": padded(events.has_value),
         "event_gap": gap,
         "event_age": np.where(known_age, age, np.float32(0)).astype(np.float32),
-    }
-
-
-def _collate_regimens(regimens: _Regimens, rows: Int64) -> dict[str, npt.NDArray[np.generic]]:
-    asked = regimens.of_row[rows]
-    asked = asked[:, : max(1, int((asked >= 0).sum(axis=1).max(initial=0)))]
-    present = asked >= 0
-    drug = regimens.drug[asked] * present[..., None]
-    drug_class = regimens.drug_class[asked] * present[..., None]
-    gene = regimens.gene[asked] * present[..., None]
-    drugs = max(1, int((drug_class + drug > 0).sum(axis=-1).max(initial=0)))
-    genes = max(1, int((gene > 0).sum(axis=-1).max(initial=0)))
-    column = regimens.state_column[asked][..., :genes]
-    row = rows[:, None, None]
-    padding = (gene[..., :genes] > 0)[..., None]
-    return {
-        "treatment_drug": drug[..., :drugs],
-        "treatment_class": drug_class[..., :drugs],
-        "treatment_gene": gene[..., :genes],
-        "treatment_state": regimens.state[row, column] * padding,
-        "treatment_state_known": regimens.state_known[row, column] * padding,
     }

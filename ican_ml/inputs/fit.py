@@ -87,7 +87,7 @@ def fit_schema(
     Raises
     ------
     ValueError
-        If a covariate or an outcome column is missing from the episodes.
+        If a covariate or an outcome column is missing from the episodes, or an outcome has no values to fit.
     """
     states = assemble(cohort, store, episodes, config.covariates)
     modalities = tuple(
@@ -203,14 +203,24 @@ def _fit_covariate(episodes: pl.DataFrame, name: str) -> Covariate:
 
 
 def _fit_task(episodes: pl.DataFrame, name: str, kind: str, bins: int) -> Task:
+    wanted = [f"{name}_time", f"{name}_event"] if kind == "survival" else [name]
+    if missing := [column for column in wanted if column not in episodes.columns]:
+        raise ValueError(
+            f"task {name!r} ({kind}): expected columns of episodes.parquet, got no {missing}; "
+            f"it has {sorted(episodes.columns)}"
+        )
     if kind == "binary":
         return Task(name=name, kind=kind)
     if kind == "regression":
         values = episodes[name].drop_nulls().to_numpy().astype(np.float64)
+        if not len(values):
+            raise ValueError(f"task {name!r}: expected training episodes with a value, got none")
         return Task(name=name, kind=kind, centre=float(values.mean()), scale=float(values.std()) or 1.0)
     time = episodes.filter(episodes[f"{name}_event"].fill_null(False))[f"{name}_time"].drop_nulls().to_numpy()
     if len(time) < bins:
-        raise ValueError(f"task {name!r}: expected at least {bins} training events for {bins} intervals, got {len(time)}")
+        raise ValueError(
+            f"task {name!r}: expected at least {bins} training events for {bins} intervals, got {len(time)}"
+        )
     edges = np.unique(np.quantile(time, np.arange(1, bins + 1) / bins, method="higher"))
     return Task(name=name, kind=kind, edges=tuple(float(edge) for edge in edges))
 

@@ -9,9 +9,10 @@
       "covariates": {"indication": "LUAD", "line": 2}
     }
 
-Every part may be missing. A modality that is named was measured, even if ``{}``; one that is not named was not. Of a
-sparse modality only the non-zero features need be given; of a dense one, null means "not measured". Events after
-``prediction_time`` are not used. Features that the model does not know are not used; :class:`PatientNotes` counts both.
+Every part may be missing or null. A modality that is named was measured, even if ``{}``; one that is not named was
+not. Of a sparse modality only the non-zero features need be given, and one that is not given is zero where the assay
+measures it; of a dense one, a feature that is null or not given was not measured. Events after ``prediction_time`` are
+not used, nor are features that the model does not know, nor categories that training did not see; all are noted.
 """
 
 from __future__ import annotations
@@ -19,19 +20,21 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import date, datetime
 from typing import Any
 
 import numpy as np
 
 from ican_ml.encoding.csr import CSRBatch
-from ican_ml.inputs.encode import OmicsRows, PatientStates, Regimen
+from ican_ml.inputs.encode import OmicsRows, PatientStates
+from ican_ml.inputs.regimens import Regimen
 from ican_ml.inputs.schema import InputSchema, ModalitySchema
 from ican_ml.records.store import BIRTH, build_store, history
 from ican_ml.records.vocabulary import Events
 
 _FIELDS = ("prediction_time", "birth_time", "omics", "assays", "events", "covariates")
 _EVENT_FIELDS = ("code", "time", "value", "unit")
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 class PatientError(ValueError):
@@ -40,9 +43,22 @@ class PatientError(ValueError):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PatientNotes:
-    """What was left aside or not understood, as counts and fractions."""
+    """What was left aside or not understood.
+
+    Attributes
+    ----------
+    unknown_features
+        By modality: how many features the model does not know.
+    unknown_covariates
+        Covariates whose category training did not see.
+    events_after_prediction
+        How many events were later than ``prediction_time``.
+    record
+        See :meth:`ican_ml.records.vocabulary.Vocabulary.coverage`; empty where the model uses no records.
+    """
 
     unknown_features: dict[str, int]
+    unknown_covariates: tuple[str, ...]
     events_after_prediction: int
     record: dict[str, float]
 
@@ -55,15 +71,20 @@ def read_patient(
     Raises
     ------
     PatientError
-        Unknown fields, modalities, assays or covariates; values that are not finite numbers; times that do not parse.
+        Unknown fields, modalities, assays or covariates; values that are not finite numbers, or that the modality's
+        kind or assay cannot have; times that do not parse.
     """
-    _check_fields("patient", patient, _FIELDS)
-    omics = _mapping("omics", patient.get("omics"))
+    _check_fields("patient", _mapping("patient", patient), _FIELDS)
+    omics = {name: given for name, given in _mapping("omics", patient.get("omics")).items() if given is not None}
     assays = _mapping("assays", patient.get("assays"))
     known = {modality.name for modality in schema.modalities}
     for part, named in (("omics", omics), ("assays", assays)):
         if unknown := sorted(set(named) - known):
             raise PatientError(f"{part}: expected modalities among {sorted(known)}, got {unknown}")
+    if unmeasured := sorted(set(assays) - set(omics)):
+        raise PatientError(
+            f"assays.{unmeasured[0]}: expected omics.{unmeasured[0]} beside it; give {{}} there if nothing was found"
+        )
     unknown_features: dict[str, int] = {}
     rows = {}
     for modality in schema.modalities:
@@ -74,23 +95,37 @@ def read_patient(
             )
     moment = _time("prediction_time", patient.get("prediction_time"))
     events, later = _read_events(schema, patient, moment)
-    states = PatientStates(
-        omics=rows, events=events, covariates=_read_covariates(schema, patient), regimens=[list(regimens)]
+    covariates, unknown_covariates = _read_covariates(schema, patient)
+    return PatientStates(omics=rows, events=events, covariates=covariates, regimens=[list(regimens)]), PatientNotes(
+        unknown_features=unknown_features,
+        unknown_covariates=unknown_covariates,
+        events_after_prediction=later,
+        record=schema.vocabulary.coverage(events) if schema.vocabulary else {},
     )
-    coverage = schema.vocabulary.coverage(events) if schema.vocabulary else {}
-    return states, PatientNotes(unknown_features=unknown_features, events_after_prediction=later, record=coverage)
 
 
 def _read_omics(modality: ModalitySchema, values: Mapping[str, Any], assay: object) -> tuple[OmicsRows, int]:
+    panels = list(modality.panels)
+    if assay is None and len(panels) == 1:
+        assay = panels[0]
+    if assay not in panels:
+        raise PatientError(f"assays.{modality.name}: expected one of {panels}, got {assay!r}")
+    panel = panels.index(str(assay)) + 1
+    measured = modality.measured()[panel]
     position = {feature: i for i, feature in enumerate(modality.features)}
     found: dict[int, float] = {}
     for feature, value in values.items():
-        if value is None:
+        where = f"omics.{modality.name}.{feature}"
+        if value is None and modality.explicit:
             continue
-        number = _number(f"omics.{modality.name}.{feature}", value)
+        number = _number(where, value)
         if modality.kind == "count" and number < 0:
-            raise PatientError(f"omics.{modality.name}.{feature}: expected a count of at least 0, got {number:g}")
+            raise PatientError(f"{where}: expected a count of at least 0, got {number:g}")
+        if modality.kind == "binary" and number not in (0, 1):
+            raise PatientError(f"{where}: expected 0 or 1, got {number:g}")
         if feature in position and (number != 0 or modality.explicit):
+            if not modality.explicit and not measured[position[feature]]:
+                raise PatientError(f"{where}: expected a feature that the assay {assay!r} measures, got {number:g}")
             found[position[feature]] = number
     indices = np.array(sorted(found), np.int32)
     matrix = CSRBatch(
@@ -99,43 +134,40 @@ def _read_omics(modality: ModalitySchema, values: Mapping[str, Any], assay: obje
         np.array([found[int(i)] for i in indices], np.float32),
         len(modality.features),
     )
-    panels = list(modality.panels)
-    if assay is None and len(panels) == 1:
-        assay = panels[0]
-    if assay not in panels:
-        raise PatientError(f"assays.{modality.name}: expected one of {panels}, got {assay!r}")
-    panel = np.array([panels.index(str(assay)) + 1], np.int64)
-    return OmicsRows(matrix=matrix, panel=panel), sum(feature not in position for feature in values)
+    return OmicsRows(matrix=matrix, panel=np.array([panel], np.int64)), sum(f not in position for f in values)
 
 
-def _read_events(
-    schema: InputSchema, patient: Mapping[str, Any], moment: np.datetime64
-) -> tuple[Events, int]:
-    listed = patient.get("events") or []
-    if not isinstance(listed, Sequence) or isinstance(listed, str):
+def _read_events(schema: InputSchema, patient: Mapping[str, Any], moment: np.datetime64) -> tuple[Events, int]:
+    listed = [] if patient.get("events") is None else patient["events"]
+    if not isinstance(listed, list | tuple):
         raise PatientError(f"events: expected a list of events, got {type(listed).__name__}")
-    times, codes, values, units = [], [], [], []
+    times: list[np.datetime64] = []
+    codes: list[str] = []
+    values: list[float] = []
+    units: list[str] = []
     for i, event in enumerate(listed):
         event = _mapping(f"events[{i}]", event)
         _check_fields(f"events[{i}]", event, _EVENT_FIELDS)
         code = event.get("code")
         if not isinstance(code, str) or not code:
             raise PatientError(f"events[{i}].code: expected a code, got {code!r}")
-        value = event.get("value")
+        value, unit = event.get("value"), event.get("unit")
+        if unit is not None and not isinstance(unit, str):
+            raise PatientError(f"events[{i}].unit: expected text, got {unit!r}")
         codes.append(code)
-        units.append(str(event.get("unit") or "").strip())
+        units.append((unit or "").strip())
         times.append(_time(f"events[{i}].time", event.get("time")))
         values.append(math.nan if value is None else _number(f"events[{i}].value", value))
+    later = 0 if np.isnat(moment) else int((np.array(times, "datetime64[us]") > moment).sum())
     if patient.get("birth_time") is not None:
         codes.append(BIRTH)
         units.append("")
         times.append(_time("birth_time", patient["birth_time"]))
         values.append(math.nan)
-    time = np.array(times, "datetime64[us]")
     distinct_codes, distinct_units = sorted(set(codes)), sorted(set(units))
     store = build_store(
         subject_id=np.zeros(len(codes), np.int64),
-        time=time,
+        time=np.array(times, "datetime64[us]"),
         code=np.array([distinct_codes.index(code) for code in codes], np.int64),
         value=np.array(values, np.float32),
         unit=np.array([distinct_units.index(unit) for unit in units], np.int64),
@@ -143,25 +175,32 @@ def _read_events(
         units=distinct_units,
         parents=schema.vocabulary.parents if schema.vocabulary else {},
     )
-    later = 0 if np.isnat(moment) else int((time > moment).sum())
     return history(store, np.zeros(1, np.int64), np.array([moment])), later
 
 
-def _read_covariates(schema: InputSchema, patient: Mapping[str, Any]) -> dict[str, list[object]]:
+def _read_covariates(
+    schema: InputSchema, patient: Mapping[str, Any]
+) -> tuple[dict[str, list[object]], tuple[str, ...]]:
     given = _mapping("covariates", patient.get("covariates"))
     known = {covariate.name: covariate for covariate in schema.covariates}
     if unknown := sorted(set(given) - set(known)):
         raise PatientError(f"covariates: expected names among {sorted(known)}, got {unknown}")
     read: dict[str, list[object]] = {}
+    unseen: list[str] = []
     for name, value in given.items():
-        if value is not None and known[name].categories is None:
+        categories = known[name].categories
+        if value is not None and categories is None:
             value = _number(f"covariates.{name}", value)
+        elif value is not None and not isinstance(value, str | bool):
+            raise PatientError(f"covariates.{name}: expected text, got {value!r}")
+        elif value is not None and categories is not None and str(value) not in categories:
+            unseen.append(name)
         read[name] = [value]
-    return read
+    return read, tuple(unseen)
 
 
 def _check_fields(where: str, given: Mapping[str, Any], allowed: Sequence[str]) -> None:
-    if unknown := sorted(set(given) - set(allowed)):
+    if unknown := sorted(map(str, set(given) - set(allowed))):
         raise PatientError(f"{where}: expected fields among {list(allowed)}, got {unknown}")
 
 
@@ -174,19 +213,18 @@ def _mapping(where: str, value: object) -> Mapping[str, Any]:
 
 
 def _number(where: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float | np.number):
+    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
         raise PatientError(f"{where}: expected a number, got {value!r}")
-    number = float(np.float32(value))
-    if not math.isfinite(number):
-        raise PatientError(f"{where}: expected a finite number, got {value!r}")
-    return number
+    if not -_LARGEST <= value <= _LARGEST:
+        raise PatientError(f"{where}: expected a finite number that fits float32, got {value!r:.40}")
+    return float(np.float32(value))
 
 
 def _time(where: str, value: object) -> np.datetime64:
     if value is None:
         return np.datetime64("NaT", "us")
     try:
-        moment = datetime.fromisoformat(str(value))
+        moment = datetime.fromisoformat(str(value) if isinstance(value, str | date) else "")
     except ValueError:
         raise PatientError(f"{where}: expected a date or time like 2024-05-02T08:15, got {value!r}") from None
     if moment.tzinfo is not None:

@@ -1,10 +1,10 @@
 """What the network expects: vocabularies and statistics fitted on training subjects, as one JSON document.
 
-The schema is written once by :func:`ican_ml.inputs.fit.fit_schema`, travels with every checkpoint and bundle, and is all
-that :func:`ican_ml.inputs.encode.encode` needs to turn a patient into arrays. NumPy and the standard library only.
+The schema is written once by :func:`ican_ml.inputs.fit.fit_schema`, travels with every checkpoint and bundle, and is
+all that :func:`ican_ml.inputs.encode.encode` needs to turn a patient into arrays. NumPy and the standard library only.
 
-Identifiers shared by inputs, network and bundle: 0 is padding everywhere; a drug, a class, a gene and a record code with
-id 1 is "unknown"; known ones follow from 2 in the order listed here. A feature's token is its position + 1.
+Identifiers shared by inputs, network and bundle: 0 is padding everywhere; a drug, a class, a gene and a record code
+with id 1 is "unknown"; known ones follow from 2 in the order listed here. A feature's token is its position + 1.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class Task:
     Attributes
     ----------
     name
-        Column of the episodes table: ``response``, ``sensitivity``, or the stem of ``<name>_time`` and ``<name>_event``.
+        Column of the episodes table (``response``), or the stem of ``<name>_time`` and ``<name>_event`` (``os``).
     kind
         ``binary``, ``survival`` or ``regression``.
     edges

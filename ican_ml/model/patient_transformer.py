@@ -13,6 +13,7 @@ arXiv:1606.07792). Inputs: the arrays of :mod:`ican_ml.inputs.encode`. Shapes: B
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -26,20 +27,22 @@ from ican_ml.model.record import RecordEmbedding
 from ican_ml.model.treatment import TargetState, TreatmentQuery
 
 Batch = dict[str, Tensor]
+_PATIENT_FACTORS = 8
+_FEATURES_AT_PAR = 64
 
 
 @dataclass(kw_only=True, slots=True)
 class ModelConfig:
     """Size and regularisation of the network. ``width`` must be divisible by ``heads``."""
 
-    width: int = 64
+    width: int = 32
     heads: int = 4
     omics_layers: int = 1
-    record_layers: int = 1
+    record_layers: int = 0
     fusion_layers: int = 1
     query_layers: int = 1
     bottleneck_tokens: int = 8
-    dropout: float = 0.1
+    dropout: float = 0.2
     modality_dropout: float = 0.05
     identity_dropout: float = 0.1
     deep: bool = True
@@ -47,6 +50,9 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if self.width < 1 or self.heads < 1 or self.width % self.heads:
             raise ValueError(f"model.width: expected a multiple of model.heads ({self.heads}), got {self.width}")
+        for name in ("omics_layers", "record_layers", "fusion_layers", "query_layers", "bottleneck_tokens"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"model.{name}: expected a number of at least 0, got {getattr(self, name)}")
         for name in ("dropout", "modality_dropout", "identity_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"model.{name}: expected a probability in [0, 1), got {getattr(self, name)}")
@@ -58,32 +64,40 @@ def head_width(task: Task) -> int:
 
 
 class WidePath(nn.Module):
-    """The linear path: one score per task and regimen, zero until it is fitted."""
+    """The linear path: one score per task, patient and treatment, zero until it is fitted.
+
+    One ridge penalty serves all blocks: that of a modality with many features is made heavier by scaling its score, so
+    that two thousand genes do not outweigh a few dozen clinical columns.
+    """
 
     def __init__(self, schema: InputSchema) -> None:
         super().__init__()
         n_tasks = len(schema.tasks)
         self.summary = nn.Linear(len(schema.summary_names), n_tasks, bias=False)
         self.bags = nn.ModuleDict({m.name: FeatureBag(m, n_tasks, zero=True) for m in schema.modalities})
+        self.shares = [min(1.0, (_FEATURES_AT_PAR / len(m.features)) ** 0.5) for m in schema.modalities]
         self.present = nn.Parameter(torch.zeros(len(schema.modalities), n_tasks))
         self.drug = nn.Embedding(len(schema.drugs) + FIRST_KNOWN, n_tasks, padding_idx=0)
         self.drug_class = nn.Embedding(len(schema.classes) + FIRST_KNOWN, n_tasks, padding_idx=0)
-        self.state = nn.Linear(2 * len(schema.modalities), n_tasks, bias=False)
+        self.state = nn.Parameter(torch.zeros(2 * len(schema.modalities), n_tasks))
         for parameter in self.parameters():
             nn.init.zeros_(parameter)
 
-    def forward(self, batch: Batch, scaled: dict[str, Tensor], state_BRGM: Tensor) -> Tensor:
-        """``[B, R, tasks]``; ``scaled`` are the modalities' normalised values, ``state_BRGM`` the targets'."""
+    def forward(self, batch: Batch, scaled: dict[str, Tensor], state_BRGM: Tensor) -> tuple[Tensor, Tensor]:
+        """``[B, tasks]`` of the patient and ``[B, R, tasks]`` of the treatments; the score is their sum.
+
+        ``scaled`` are the modalities' normalised values, ``state_BRGM`` the targets'.
+        """
         patient_BN = self.summary(batch["summary"])
         for m, (name, bag) in enumerate(self.bags.items()):
             panel_B = batch[f"{name}_panel"]
-            patient_BN = patient_BN + bag(batch[f"{name}_indptr"], batch[f"{name}_indices"], scaled[name], panel_B)
-            patient_BN = patient_BN + (panel_B > 0)[:, None] * self.present[m]
+            bag_BN = bag(batch[f"{name}_indptr"], batch[f"{name}_indices"], scaled[name], panel_B)
+            patient_BN = patient_BN + bag_BN * self.shares[m] + (panel_B > 0)[:, None] * self.present[m]
         known_BRGM = batch["treatment_state_known"]
         real_BRG1 = (batch["treatment_gene"] > 0).to(state_BRGM.dtype)[..., None]
-        state_BRN = (self.state(torch.cat([state_BRGM, known_BRGM], -1)) * real_BRG1).sum(2)
+        state_BRN = (torch.cat([state_BRGM, known_BRGM], -1) @ self.state * real_BRG1).sum(2)
         drug_BRN = self.drug(batch["treatment_drug"]).sum(2) + self.drug_class(batch["treatment_class"]).sum(2)
-        return patient_BN[:, None] + drug_BRN + state_BRN / real_BRG1.sum(2).clamp(min=1)
+        return patient_BN, drug_BRN + state_BRN / real_BRG1.sum(2).clamp(min=1)
 
 
 class PatientTransformer(nn.Module):
@@ -103,7 +117,7 @@ class PatientTransformer(nn.Module):
         if not config.deep:
             return
         self.genes = nn.Embedding(schema.n_genes, width, padding_idx=0)
-        nn.init.normal_(self.genes.weight, std=0.02)
+        nn.init.normal_(self.genes.weight[1:], std=0.02)
         self.omics = nn.ModuleDict({m.name: OmicsEmbedding(m, schema.gene_id, width, dropout) for m in schema.modalities})
         n_codes = schema.vocabulary.n_ids if schema.vocabulary else FIRST_KNOWN
         self.record = RecordEmbedding(n_codes, len(schema.summary_names), width, dropout)
@@ -121,6 +135,11 @@ class PatientTransformer(nn.Module):
             len(schema.drugs) + FIRST_KNOWN, len(schema.classes) + FIRST_KNOWN, len(schema.modalities),
             width, dropout, config.identity_dropout,
         )
+        self.patient = nn.Sequential(
+            nn.Dropout(dropout), nn.Linear(len(schema.summary_names), _PATIENT_FACTORS), nn.Linear(_PATIENT_FACTORS, width)
+        )
+        self.score = nn.Linear(len(schema.tasks), width)
+        self.query_norm = nn.LayerNorm(width)
         self.query_blocks = nn.ModuleList(Block(width, heads, dropout) for _ in range(config.query_layers))
         self.heads = nn.ModuleDict({task.name: self._head(width, head_width(task), dropout) for task in schema.tasks})
 
@@ -130,17 +149,30 @@ class PatientTransformer(nn.Module):
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
         return nn.Sequential(
-            nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.GELU(), nn.Dropout(dropout),
-            nn.Linear(2 * width, width), nn.GELU(), last,
+            nn.Linear(3 * width, 2 * width), nn.GELU(), nn.Dropout(dropout), nn.Linear(2 * width, width), nn.GELU(), last
         )
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Binary ``[B, R]`` logits, survival ``[B, R, bins]`` hazard logits, regression ``[B, R, 2]``."""
+        """Binary ``[B, R]`` logits, survival ``[B, R, bins]`` hazard logits, regression ``[B, R, 2]``.
+
+        In training the batch may bring the linear scores (see :func:`ican_ml.training.wide.cross_fit`).
+        """
         if self.training and self.modality_dropout > 0:
             batch = self._drop_modalities(batch)
         scaled, state_BRGM = self.normalise(batch)
-        deep = self._deep(batch, scaled, state_BRGM) if self.is_deep else {}
-        return self.outputs(self.wide(batch, scaled, state_BRGM), deep)
+        if "wide_patient" in batch:
+            patient_BN, treatment_BRN = batch["wide_patient"], batch["wide_treatment"][:, : state_BRGM.shape[1]]
+        else:
+            patient_BN, treatment_BRN = self.wide(batch, scaled, state_BRGM)
+        deep = self._deep(batch, scaled, state_BRGM, patient_BN.detach()) if self.is_deep else {}
+        return self.outputs(patient_BN[:, None] + treatment_BRN, deep)
+
+    def input_tables(self) -> Iterator[nn.Parameter]:
+        """Weights on single features, codes and summary columns: many, seldom seen, and so decayed more strongly."""
+        if self.is_deep:
+            yield from (embed.bag.weight for embed in self.omics.values())
+            yield self.record.summary[1].weight
+            yield self.patient[1].weight
 
     def normalise(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
         """Normalised values of every stored feature by modality, and of the target genes ``[B, R, G, M]``."""
@@ -177,7 +209,7 @@ class PatientTransformer(nn.Module):
             )
         return scaled
 
-    def _deep(self, batch: Batch, scaled: dict[str, Tensor], state_BRGM: Tensor) -> dict[str, Tensor]:
+    def _deep(self, batch: Batch, scaled: dict[str, Tensor], state_BRGM: Tensor, score_BN: Tensor) -> dict[str, Tensor]:
         tokens, masks = [], []
         for name, embed in self.omics.items():
             panel_B, tokens_BK = batch[f"{name}_panel"], batch[f"{name}_tokens"]
@@ -197,13 +229,15 @@ class PatientTransformer(nn.Module):
             fused_BZW = block(fused_BZW, mask_BT, context_BTW)
         context_BTW = torch.cat([self.fused_norm(fused_BZW), context_BTW], dim=1)
         mask_BT = functional.pad(mask_BT, (self.bottleneck.shape[0], 0), value=True)
-        query_BRW = self.treatment(
+        query_BRW, target_BRW = self.treatment(
             self.genes, batch["treatment_drug"], batch["treatment_class"], batch["treatment_gene"], state_BRGM,
             batch["treatment_state_known"],
         )
         for block in self.query_blocks:
             query_BRW = block(query_BRW, mask_BT, context_BTW)
-        return {name: head(query_BRW) for name, head in self.heads.items()}
+        patient_B1W = (self.patient(batch["summary"]) + self.score(score_BN))[:, None]
+        joint_BRW = torch.cat([self.query_norm(query_BRW), target_BRW, patient_B1W.expand_as(target_BRW)], dim=-1)
+        return {name: head(joint_BRW) for name, head in self.heads.items()}
 
     def _encode(
         self, name: str, tokens_BTW: Tensor, mask_BT: Tensor, tokens: list[Tensor], masks: list[Tensor]

@@ -18,7 +18,7 @@ class RecordEmbedding(nn.Module):
     def __init__(self, n_codes: int, n_summary: int, width: int, dropout: float) -> None:
         super().__init__()
         self.code = nn.Embedding(n_codes, width, padding_idx=0)
-        nn.init.normal_(self.code.weight, std=0.02)
+        nn.init.normal_(self.code.weight[1:], std=0.02)
         self.value = nn.Embedding(n_codes, width, padding_idx=0)
         nn.init.zeros_(self.value.weight)
         self.time = nn.Linear(len(_HALF_LIVES) + 4, width)

@@ -24,25 +24,26 @@ class TreatmentQuery(nn.Module):
         self.drug = nn.Embedding(n_drugs, width, padding_idx=0)
         self.drug_class = nn.Embedding(n_classes, width, padding_idx=0)
         for table in (self.drug, self.drug_class):
-            nn.init.normal_(table.weight, std=0.02)
+            nn.init.normal_(table.weight[1:], std=0.02)
         self.base = nn.Parameter(torch.randn(width) * 0.02)
-        self.target = nn.Linear(width, width)
         self.state = nn.Sequential(
-            nn.Linear(2 * n_modalities, width), nn.GELU(), nn.Dropout(dropout), nn.Linear(width, width)
+            nn.Linear(width + 2 * n_modalities, width), nn.GELU(), nn.Linear(width, width), nn.GELU(), nn.Dropout(dropout)
         )
+        self.target = nn.Linear(2 * width, width)
 
     def forward(
         self, genes: nn.Embedding, drug_BRD: Tensor, class_BRD: Tensor, gene_BRG: Tensor, state_BRGM: Tensor,
         known_BRGM: Tensor,
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         if self.training and self.identity_dropout > 0:
             kept = torch.rand(drug_BRD.shape, device=drug_BRD.device) >= self.identity_dropout
             drug_BRD = torch.where(kept, drug_BRD, drug_BRD.clamp(max=1))
         real_BRG1 = (gene_BRG > 0).to(state_BRGM.dtype)[..., None]
-        state_BRGW = self.state(torch.cat([state_BRGM, known_BRGM], dim=-1))
-        target_BRW = ((self.target(genes(gene_BRG)) + state_BRGW) * real_BRG1).sum(2) / real_BRG1.sum(2).clamp(min=1)
-        query: Tensor = self.base + self.drug(drug_BRD).sum(2) + self.drug_class(class_BRD).sum(2) + target_BRW
-        return query
+        state_BRGW = self.state(torch.cat([genes(gene_BRG), state_BRGM, known_BRGM], dim=-1)) * real_BRG1
+        most_BRW = (state_BRGW + (real_BRG1 - 1)).amax(2)  # padding becomes -1, below every GELU, and never the maximum
+        target_BRW = self.target(torch.cat([most_BRW, state_BRGW.sum(2) / real_BRG1.sum(2).clamp(min=1)], dim=-1))
+        query_BRW = self.base + self.drug(drug_BRD).sum(2) + self.drug_class(class_BRD).sum(2) + target_BRW
+        return query_BRW, target_BRW
 
 
 class TargetState(nn.Module):

@@ -19,8 +19,9 @@ import onnxruntime
 
 from ican_ml.bundle.read import Arrays, BundleError, open_bundle
 from ican_ml.inputs.answer import summarise
-from ican_ml.inputs.encode import INHIBITOR, Regimen, collate, encode
+from ican_ml.inputs.encode import collate, encode
 from ican_ml.inputs.patient import PatientError, PatientNotes, read_patient
+from ican_ml.inputs.regimens import INHIBITOR, Regimen
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,14 +88,15 @@ class Predictor:
         patient
             See :mod:`ican_ml.inputs.patient`.
         regimens
-            At least one; each a tuple of drug names (``inhibitor:<gene>`` for a virtual inhibitor).
+            At least one; each a tuple of drug names (``inhibitor:<gene>`` for a virtual inhibitor). Only a model of a
+            cohort without drugs answers for ``()``.
 
         Raises
         ------
         PatientError
             If the patient or a regimen cannot be used.
         """
-        regimens = [self._checked(regimen) for regimen in regimens]
+        regimens = [self._checked(i, regimen) for i, regimen in enumerate(regimens)]
         if not regimens:
             raise PatientError("treatments: expected at least one regimen, got none")
         inputs, notes = self.inputs(patient, regimens)
@@ -126,14 +128,19 @@ class Predictor:
         used = {name: values for name, values in inputs.items() if name in self._input_names}
         return dict(zip(self._output_names, self._session.run(None, used), strict=True))
 
-    def _checked(self, regimen: Regimen) -> Regimen:
+    def _checked(self, i: int, given: object) -> Regimen:
+        if not isinstance(given, list | tuple) or not all(isinstance(drug, str) and drug for drug in given):
+            raise PatientError(f"treatments[{i}]: expected a list of drug names, got {given!r}")
+        regimen = tuple(sorted(set(given)))
+        if not regimen and self.schema.drugs:
+            raise PatientError(f"treatments[{i}]: expected at least one drug, got none")
         for drug in regimen:
             if drug.startswith(INHIBITOR) and drug.removeprefix(INHIBITOR) not in self.schema.gene_id:
                 raise PatientError(
-                    f"treatments: expected a gene that the model knows in {drug!r}; it is none of its "
+                    f"treatments[{i}]: expected a gene that the model knows, got {drug!r}; it is none of its "
                     f"{len(self.schema.genes)} genes"
                 )
-        return tuple(sorted(set(regimen)))
+        return regimen
 
     def _prove_golden_cases(self) -> None:
         outputs = self.run(self._bundle.golden_inputs)

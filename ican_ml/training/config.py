@@ -15,8 +15,10 @@ class TrainingConfig:
         At most so many passes; stop when the tuning loss has not improved for ``patience`` of them.
     learning_rate, weight_decay, warmup
         AdamW; ``warmup`` is the share of all steps.
-    wide_rate
-        Learning rate of the fitted linear path as a share of the rest's. 0 keeps it as fitted.
+    average
+        Decay of the exponential moving average of the weights, by step, that is evaluated and kept; 0 = none.
+    table_decay
+        Weight decay of the weights on single features and summary columns.
     wide_strengths
         Ridge strengths tried for the linear path, strongest first.
     """
@@ -24,18 +26,19 @@ class TrainingConfig:
     epochs: int = 10
     patience: int = 3
     batch_size: int = 128
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
     weight_decay: float = 0.05
+    table_decay: float = 1.0
     warmup: float = 0.1
     gradient_clip: float = 1.0
-    wide_rate: float = 0.1
-    wide_strengths: list[float] = field(default_factory=lambda: [3000.0, 1000.0, 300.0, 100.0, 30.0, 10.0])
+    average: float = 0.97
+    wide_strengths: list[float] = field(default_factory=lambda: [1000.0, 300.0, 100.0, 30.0, 10.0])
 
     def __post_init__(self) -> None:
         for name in ("epochs", "patience", "batch_size", "learning_rate", "gradient_clip"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"training.{name}: expected a positive number, got {getattr(self, name)}")
-        for name in ("weight_decay", "wide_rate"):
+        for name in ("weight_decay", "table_decay"):
             if getattr(self, name) < 0:
                 raise ValueError(f"training.{name}: expected a number of at least 0, got {getattr(self, name)}")
         if not 0 <= self.warmup < 1:

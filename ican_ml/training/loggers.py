@@ -22,6 +22,18 @@ def run_loggers(config: LoggerConfig, root: Path, fold: str) -> list[Logger]:
     return loggers
 
 
+def close_loggers(root: Path) -> None:
+    """End the open Weights & Biases run, if any, and remove its debug logs: they hold absolute paths and user names."""
+    logs = root / "logs" / "wandb"
+    if not logs.exists():
+        return
+    import wandb
+
+    wandb.finish()
+    for path in logs.rglob("debug*.log"):
+        path.unlink()
+
+
 def _offline_wandb(folder: Path, project: str, fold: str) -> Logger:
     import wandb
 
@@ -33,6 +45,7 @@ def _offline_wandb(folder: Path, project: str, fold: str) -> Logger:
         disable_code=True,
         disable_git=True,
         save_code=False,
+        symlink=False,
         disable_job_creation=True,
         host="",
         username="",

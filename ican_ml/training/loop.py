@@ -8,19 +8,20 @@ import time
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import lightning
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.callbacks import Callback, EarlyStopping, EMAWeightAveraging, ModelCheckpoint, TQDMProgressBar
 
 from ican_ml.inputs.encode import EncodedPatients, Float32, Int64
 from ican_ml.inputs.schema import InputSchema
 from ican_ml.model.patient_transformer import ModelConfig, PatientTransformer
 from ican_ml.training.config import TrainerConfig, TrainingConfig
-from ican_ml.training.data import PatientData, PatientLoader
+from ican_ml.training.data import Batch, PatientData, PatientLoader
 from ican_ml.training.module import PatientModule
-from ican_ml.training.wide import fit_wide
+from ican_ml.training.wide import cross_fit, fit_wide
 
 _log = logging.getLogger(__name__)
 
@@ -33,26 +34,43 @@ class FitResult:
     curve: tuple[dict[str, float], ...]
 
 
-class _Curve(Callback):
-    """Collects losses by epoch and says them in one plain line each."""
+class _Progress(Callback):
+    """Collects losses by epoch, says them in one plain line each, and saves what Lightning does not: these losses, the
+    running one of an unfinished epoch, the loader's place at the end of an epoch, and that training had stopped early."""
 
-    def __init__(self) -> None:
+    def __init__(self, loader: PatientLoader) -> None:
         self.rows: list[dict[str, float]] = []
+        self._loader = loader
+        self._loss = self._patients = 0.0
         self._start = time.monotonic()
 
+    def on_train_start(self, trainer: lightning.Trainer, _: lightning.LightningModule) -> None:
+        trainer.should_stop = any(stopping.stopped_epoch for stopping in trainer.early_stopping_callbacks)
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, _: lightning.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        self._loss += float(outputs["loss"]) * len(batch["summary"])
+        self._patients += len(batch["summary"])
+
     def on_train_epoch_end(self, trainer: lightning.Trainer, _: lightning.LightningModule) -> None:
-        losses = {name: float(trainer.callback_metrics[name]) for name in ("train_loss", "tuning_loss")}
+        losses = {
+            "train_loss": self._loss / self._patients, "tuning_loss": float(trainer.callback_metrics["tuning_loss"])
+        }
+        self._loss = self._patients = 0.0
         self.rows.append({"epoch": trainer.current_epoch + 1, **losses})
         _log.info(
             "epoch %d/%d  train loss %.4f  tuning loss %.4f  (%.0f s)",
             trainer.current_epoch + 1, trainer.max_epochs, *losses.values(), time.monotonic() - self._start,
         )
 
-    def state_dict(self) -> dict[str, list[dict[str, float]]]:
-        return {"rows": self.rows}
+    def state_dict(self) -> dict[str, Any]:
+        return {"rows": list(self.rows), "running": (self._loss, self._patients), "loader": self._loader.state_dict()}
 
-    def load_state_dict(self, state: dict[str, list[dict[str, float]]]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         self.rows = list(state["rows"])
+        self._loss, self._patients = state["running"]
+        self._loader.load_state_dict(state["loader"])
 
 
 def fit(
@@ -60,6 +78,7 @@ def fit(
     train: PatientData,
     tuning: PatientData,
     *,
+    subject: Int64,
     model: ModelConfig,
     training: TrainingConfig,
     trainer: TrainerConfig,
@@ -69,21 +88,22 @@ def fit(
 ) -> FitResult:
     """Fit on ``train``, stop by ``tuning``; the state to resume from lives in ``folder``.
 
-    A ``last.ckpt`` in ``folder`` is gone on from: the caller removes it when configuration or data have changed.
+    ``subject`` [N] says whose state each patient is. A ``last.ckpt`` in ``folder`` is gone on from: the caller removes it when configuration or data have changed.
     """
     if trainer.threads:
         torch.set_num_threads(trainer.threads)
     torch.manual_seed(seed)
     network = PatientTransformer(model, schema)
+    wide = fit_wide(network, train, tuning, strengths=training.wide_strengths)
+    _log.info("linear path fitted, ridge strength %g, tuning loss %.4f", wide.strength, dict(wide.path)[wide.strength])
     resume = folder / "last.ckpt"
-    if not resume.exists():
-        wide = fit_wide(network, train, tuning, strengths=training.wide_strengths)
-        _log.info("linear path fitted, ridge strength %g, tuning loss %.4f", wide.strength, dict(wide.path)[wide.strength])
     if not model.deep:
         return FitResult(network=network.eval(), curve=())
+    network.train()
+    train = cross_fit(network, train, subject, strength=wide.strength, seed=seed)
     loader = PatientLoader(train, batch_size=training.batch_size, seed=seed)
     module = PatientModule(network, training, steps=len(loader) * training.epochs)
-    curve = _Curve()
+    progress = _Progress(loader)
     checkpoints = [
         ModelCheckpoint(folder, filename="best", monitor="tuning_loss", save_last=False, enable_version_counter=False),
         ModelCheckpoint(
@@ -99,8 +119,10 @@ def fit(
             )
         )
     callbacks: list[Callback] = [
-        *checkpoints, EarlyStopping("tuning_loss", patience=training.patience), curve,
+        *checkpoints, EarlyStopping("tuning_loss", patience=training.patience), progress,
     ]
+    if training.average > 0:
+        callbacks.append(EMAWeightAveraging(decay=training.average, use_buffers=False))
     on_terminal = sys.stderr.isatty()
     if on_terminal:
         callbacks.append(TQDMProgressBar())
@@ -130,7 +152,7 @@ def fit(
         )
     best = torch.load(folder / "best.ckpt", weights_only=True)["state_dict"]
     network.load_state_dict({name.removeprefix("network."): value for name, value in best.items()})
-    return FitResult(network=network.eval(), curve=tuple(curve.rows))
+    return FitResult(network=network.eval(), curve=tuple(progress.rows))
 
 
 def predict(

@@ -21,6 +21,7 @@ class PatientModule(lightning.LightningModule):
     def __init__(self, network: PatientTransformer, config: TrainingConfig, *, steps: int) -> None:
         super().__init__()
         self.network = network
+        network.wide.requires_grad_(False)
         self.config = config
         self.steps = max(1, steps)
         self._random_state: Tensor | None = None
@@ -37,15 +38,15 @@ class PatientModule(lightning.LightningModule):
         self.log("tuning_loss", loss, on_step=False, on_epoch=True, batch_size=len(batch["summary"]))
 
     def configure_optimizers(self) -> Any:
-        """AdamW (Loshchilov and Hutter 2019), linear warm-up, cosine decay; the fitted linear path moves slowly."""
+        """AdamW (Loshchilov and Hutter 2019), linear warm-up, cosine decay; the linear path stays as it was fitted."""
         config = self.config
-        wide = list(self.network.wide.parameters())
-        fitted = {id(parameter) for parameter in wide}
-        deep = [parameter for parameter in self.network.parameters() if id(parameter) not in fitted]
+        tables = list(self.network.input_tables())
+        apart = {id(parameter) for parameter in (*self.network.wide.parameters(), *tables)}
+        rest = [parameter for parameter in self.network.parameters() if id(parameter) not in apart]
         optimiser = torch.optim.AdamW(
             [
-                {"params": deep, "weight_decay": config.weight_decay},
-                {"params": wide, "lr": config.learning_rate * config.wide_rate, "weight_decay": 0.0},
+                {"params": rest, "weight_decay": config.weight_decay},
+                {"params": tables, "weight_decay": config.table_decay},
             ],
             lr=config.learning_rate,
         )

@@ -1,0 +1,125 @@
+"""The ``ican`` command: what it prints, and that a mistake ends in one line."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+import ican_ml
+from ican_ml.cli import main
+from ican_ml.cohort.cohort import Cohort, read_cohort
+from ican_ml.inputs.assemble import CohortStates, as_dictionary
+from ican_ml.records.store import RecordStore
+
+
+@pytest.fixture
+def patient(sim_cohort: Cohort, sim_records: RecordStore, sim_states: CohortStates, tmp_path: Path) -> Path:
+    path = tmp_path / "patient.json"
+    path.write_text(json.dumps(as_dictionary(sim_cohort, sim_records, sim_states, 0)))
+    return path
+
+
+def _fails(*arguments: object) -> str:
+    with pytest.raises(SystemExit) as stopped:
+        main([str(argument) for argument in arguments])
+    assert isinstance(stopped.value.code, str)
+    return stopped.value.code
+
+
+def test_simulate_writes_a_cohort(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "cohort"
+    main(["simulate", str(out), "--subjects", "60", "--seed", "3"])
+    assert read_cohort(out).episodes["subject_id"].n_unique() <= 60
+    printed = capsys.readouterr().out
+    assert "subjects" in printed
+    assert "60" in printed
+    assert "expected a new or empty folder" in _fails("simulate", out, "--subjects", 60)
+
+
+def test_predict_ranks_in_a_table(sim_bundle: Path, patient: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["predict", str(sim_bundle), str(patient), "--treatment", "RAF-101+MEK-101", "--treatment", "new"])
+    head, *rows = capsys.readouterr().out.splitlines()
+    assert head.split() == ["rank", "treatment", "response", "os", "sensitivity"]
+    assert sorted(row.split()[1] for row in rows[:2]) == ["MEK-101+RAF-101", "new"]
+    assert sum("not seen in training" in row for row in rows) >= 1
+    assert any(row.startswith("codes of the record: ") for row in rows)
+
+
+def test_predict_gives_json(sim_bundle: Path, patient: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    document = json.loads(patient.read_text())
+    document["events"].append({"code": "LAB//HGB", "time": "2199-01-01"})
+    document["omics"]["expression"] = {"no such gene": 1}
+    document["covariates"]["indication"] = "new"
+    patient.write_text(json.dumps(document))
+    main(["predict", str(sim_bundle), str(patient), "--treatment", "RAF-101", "--treatment", "new", "--json"])
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["task"] == "response"
+    assert {tuple(r["treatment"]): r["unknown_drugs"] for r in answer["ranked"]}[("new",)] == ["new"]
+    assert all(set(r["prediction"]) == {"response", "os", "sensitivity"} for r in answer["ranked"])
+    assert answer["events_after_prediction"] == 1
+    assert answer["unknown_features"]["expression"] == 1
+    assert answer["unknown_covariates"] == ["indication"]
+
+    main(["predict", str(sim_bundle), str(patient), "--treatment", "RAF-101"])
+    table = capsys.readouterr().out
+    for note in ("features that the model does not know", "category not seen", "events after prediction_time"):
+        assert note in table
+
+
+def test_verify_says_so(sim_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["verify", str(sim_bundle)])
+    assert capsys.readouterr().out == "every file is as exported, and the golden cases come out as they should\n"
+
+
+def test_a_changed_bundle_is_refused(sim_bundle: Path, patient: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(sim_bundle, copy)
+    (copy / "schema.json").write_text((copy / "schema.json").read_text() + " ")
+    message = "schema.json is not the file that was exported"
+    assert message in _fails("verify", copy)
+    assert message in _fails("predict", copy, patient, "--treatment", "A")
+
+
+def test_mistakes_end_in_one_line(sim_bundle: Path, patient: Path, tmp_path: Path) -> None:
+    broken, listed, wrong = (tmp_path / name for name in ("broken.json", "list.json", "wrong.json"))
+    broken.write_bytes(b"\xff{")
+    listed.write_text("[]")
+    wrong.write_text('{"omics": {"expression": {"ERBB2": NaN}}}')
+    ask = ("--treatment", "RAF-101")
+    messages = {
+        _fails("predict", tmp_path / "none", patient, *ask): "expected a folder with manifest.json",
+        _fails("predict", sim_bundle, tmp_path / "none.json", *ask): "none.json",
+        _fails("predict", sim_bundle, broken, *ask): "broken.json: expected JSON",
+        _fails("predict", sim_bundle, listed, *ask): "list.json: expected a JSON object, got list",
+        _fails("predict", sim_bundle, wrong, *ask): "omics.expression.ERBB2: expected a finite number",
+        _fails("predict", sim_bundle, patient, "--treatment", "+"): "treatments[0]: expected at least one drug",
+        _fails("predict", sim_bundle, patient, "--treatment", "inhibitor:X?"): "treatments[0]: expected a gene",
+    }
+    for message, expected in messages.items():
+        assert message.startswith("ican predict: ")
+        assert expected in message
+        assert "\n" not in message
+
+
+@pytest.mark.parametrize("command", [[], ["simulate"], ["predict"], ["verify"]])
+def test_help_fits_a_terminal(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main([*command, "--help"])
+    assert stopped.value.code == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("usage: ican")
+    assert max(map(len, printed.splitlines())) <= 120
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert capsys.readouterr().out == f"ican_ml {ican_ml.__version__}\n"
+
+
+def test_an_unknown_command_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["train"])
+    assert stopped.value.code == 2
+    assert "invalid choice: 'train'" in capsys.readouterr().err

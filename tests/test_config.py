@@ -1,0 +1,118 @@
+"""Every file of configs/ makes a configuration, and a mistake ends in one clear line."""
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from omegaconf import OmegaConf
+
+from ican_ml.config import (
+    CohortConfig,
+    EvaluationConfig,
+    Method,
+    OutcomeConfig,
+    RunConfig,
+    SplitConfig,
+    TaskConfig,
+)
+from ican_ml.inputs.fit import InputConfig
+from ican_ml.training.config import TrainingConfig
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIGS = ROOT / "configs"
+CHOICES = sorted(
+    f"{path.parent.name}={path.stem}" for path in CONFIGS.glob("*/*.yaml") if path.parent.name != "experiment"
+)
+EXPERIMENTS = sorted(path.stem for path in (CONFIGS / "experiment").glob("*.yaml"))
+# What a choice leaves for the user to say.
+NEEDED = {"cohort=mine": ["cohort.path=x"], "split=fold": ["split.fold=0"]}
+
+
+@pytest.fixture(autouse=True)
+def _folder_of_cohorts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ICAN_COHORTS", "somewhere")
+
+
+def composed(*overrides: str) -> RunConfig:
+    ConfigStore.instance().store(name="run_config", node=RunConfig)
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)):
+        config = OmegaConf.to_object(compose("config", list(overrides)))
+    assert isinstance(config, RunConfig)
+    return config
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_every_choice_of_every_group(choice: str) -> None:
+    composed(choice, *NEEDED.get(choice, []))
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment(experiment: str) -> None:
+    config = composed(f"experiment={experiment}")
+    assert config.name.startswith(experiment)
+    assert config.task.outcomes
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_the_command_line_has_the_last_word(experiment: str) -> None:
+    config = composed(f"experiment={experiment}", "split=hash", "model=wide", "name=mine", "training.epochs=2")
+    assert (config.split.method, config.model.deep, config.name, config.training.epochs) == (
+        Method.hash,
+        False,
+        "mine",
+        2,
+    )
+
+
+def test_no_experiment_is_the_demonstration() -> None:
+    assert dataclasses.asdict(composed()) == dataclasses.asdict(composed("experiment=demo"))
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("training.learning_rat=1", "learning_rat"),
+        ("training.learning_rate=abc", "'abc'"),
+        ("training.learning_rate=-1", "training.learning_rate: expected a positive number, got -1"),
+    ],
+)
+def test_a_mistake_on_the_command_line_ends_in_one_clear_line(override: str, said: str, tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "train.py"), override, f"runs={tmp_path / 'runs'}"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert done.stderr.startswith("train.py: ")
+    assert said in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: RunConfig(name="../up"), "name"),
+        (lambda: RunConfig(name=""), "name"),
+        (lambda: RunConfig(backend="tpu"), "backend"),
+        (lambda: SplitConfig(method=Method.fold), "split.fold"),
+        (lambda: SplitConfig(tuning_fraction=1.0), "split.tuning_fraction"),
+        (lambda: TaskConfig(outcomes=[]), "task.outcomes"),
+        (lambda: TaskConfig(outcomes=[OutcomeConfig(name="a"), OutcomeConfig(name="a")]), "task.outcomes"),
+        (lambda: EvaluationConfig(replicates=0), "evaluation.replicates"),
+        (lambda: InputConfig(max_tokens=0), "inputs.max_tokens"),
+        (lambda: TrainingConfig(epochs=0), "training.epochs"),
+        (lambda: TrainingConfig(warmup=1.0), "training.warmup"),
+        (lambda: TrainingConfig(weight_decay=-1.0), "training.weight_decay"),
+        (lambda: TrainingConfig(wide_strengths=[]), "training.wide_strengths"),
+    ],
+)
+def test_nonsense_is_refused_by_name(make: object, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        make()  # type: ignore[operator]
+
+
+def test_strengths_go_from_strong_to_weak_and_defaults_are_not_shared() -> None:
+    assert TrainingConfig(wide_strengths=[1.0, 10.0]).wide_strengths == [10.0, 1.0]
+    assert CohortConfig().simulate is not CohortConfig().simulate

@@ -1,0 +1,192 @@
+"""Whole runs on a small simulated cohort: what they leave, what they repeat, and what never leaves ``private/``."""
+
+import getpass
+import json
+import re
+import shutil
+import socket
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import polars as pl
+import pytest
+
+from ican_ml import pipeline
+from ican_ml.config import (
+    CohortConfig,
+    EvaluationConfig,
+    Kind,
+    Method,
+    OutcomeConfig,
+    RunConfig,
+    SplitConfig,
+    TaskConfig,
+)
+from ican_ml.inputs.fit import InputConfig
+from ican_ml.model.patient_transformer import ModelConfig
+from ican_ml.training.config import LoggerConfig, TrainerConfig, TrainingConfig
+
+FIRST_ID, STEP = 70_310_452_900_000, 7_919
+_ID_TABLES = ("episodes.parquet", "truth.parquet", "records/metadata/subject_splits.parquet")
+
+
+@pytest.fixture(scope="module")
+def cohort(simulated: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The simulated cohort under subject ids of 14 digits, with a column of folds and a regression outcome."""
+    path = tmp_path_factory.mktemp("cohorts") / "planted"
+    shutil.copytree(simulated, path)
+    for table in [path / name for name in _ID_TABLES] + list(path.glob("records/data/*/*.parquet")):
+        frame = pl.read_parquet(table)
+        frame.with_columns(pl.col("subject_id") * STEP + FIRST_ID).write_parquet(table)
+    for omics in path.glob("omics/*.h5ad"):
+        with h5py.File(omics, "r+") as file:
+            file["obs/subject_id"][...] = FIRST_ID + STEP * file["obs/subject_id"][...]
+    episodes = pl.read_parquet(path / "episodes.parquet")
+    fold = (pl.col("subject_id") % 2).alias("fold")
+    episodes.with_columns(fold, (pl.col("os_time") / 100).alias("sensitivity")).write_parquet(path / "episodes.parquet")
+    return path
+
+
+def configured(cohort: Path, runs: Path, **changes: Any) -> RunConfig:
+    settings: dict[str, Any] = {
+        "name": "tiny",
+        "runs": str(runs),
+        "cohort": CohortConfig(path=str(cohort)),
+        "inputs": InputConfig(modalities=["mutation"], max_tokens=4, max_events=8, survival_bins=4),
+        "model": ModelConfig(width=16, heads=2, bottleneck_tokens=2),
+        "training": TrainingConfig(epochs=1, batch_size=64, wide_strengths=[300.0]),
+        "trainer": TrainerConfig(threads=1),
+        "evaluation": EvaluationConfig(replicates=20, baselines=False),
+    }
+    return RunConfig(**settings | changes)
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the export, which the tests of the bundle make often enough."""
+    monkeypatch.setattr(pipeline, "_export", lambda *_: 0.0)
+    monkeypatch.setattr(pipeline, "_ask_one_patient", lambda *_: None)
+
+
+def metrics_of(folder: Path) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads((folder / "metrics.json").read_text())
+    return document
+
+
+@pytest.fixture(scope="module")
+def whole(cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with everything: baselines, every logger, the bundle, one patient asked."""
+    runs = tmp_path_factory.mktemp("runs")
+    return pipeline.run(
+        configured(
+            cohort,
+            runs,
+            logger=LoggerConfig(wandb=True),
+            evaluation=EvaluationConfig(replicates=20),
+        )
+    )
+
+
+def test_a_run_leaves_its_results(whole: Path) -> None:
+    scorers = metrics_of(whole)["tasks"]["response"]
+    assert {"model", "oracle"} < scorers.keys()
+    assert len(scorers) >= 4
+    assert all(0 <= found["pooled"]["overall"]["metrics"]["auroc"]["estimate"] <= 1 for found in scorers.values())
+    assert metrics_of(whole)["onnx_parity"] < 1e-4
+    assert (whole / "report.html").read_text().startswith("<!")
+    assert "results on held-out episodes" in (whole / "log.txt").read_text()
+    assert {path.name for path in (whole / "bundle").iterdir()} >= {"model.onnx", "manifest.json", "schema.json"}
+    assert (whole / "private" / "patient.json").exists()
+
+
+def test_nothing_but_private_tells_of_a_subject_or_of_the_machine(whole: Path, cohort: Path) -> None:
+    subjects = pl.read_parquet(cohort / "episodes.parquet")["subject_id"].unique().to_list()
+    told = [str(subject).encode() for subject in subjects]
+    told += [int(subject).to_bytes(8, "little") for subject in subjects]
+    told += [str(whole.parent).encode(), str(cohort).encode(), str(Path.cwd()).encode(), str(Path.home()).encode()]
+    told += [socket.gethostname().encode()]
+    paths = [path for path in whole.rglob("*") if path.is_file() and "private" not in path.relative_to(whole).parts]
+    assert any(path.suffix == ".wandb" for path in paths)
+    for path in paths:
+        content = path.read_bytes() + str(path.relative_to(whole)).encode()
+        found = [text for text in told if len(text) > 3 and text in content]
+        assert not found, f"{path.relative_to(whole)}: {found[:3]}"
+        assert not re.search(rf"\b{re.escape(getpass.getuser())}\b".encode(), content) or path.suffix == ".html", path
+
+
+def test_a_second_call_goes_on_and_a_changed_configuration_starts_anew(
+    cohort: Path, tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = configured(cohort, tmp_path)
+    fitted: list[str] = []
+    original = pipeline.fit
+
+    def counted(*args: Any, **settings: Any) -> Any:
+        fitted.append(settings["folder"].parent.name)
+        return original(*args, **settings)
+
+    monkeypatch.setattr(pipeline, "fit", counted)
+    first = (pipeline.run(config) / "metrics.json").read_bytes()
+    assert fitted == ["split"]
+    assert (pipeline.run(config) / "metrics.json").read_bytes() == first
+    assert fitted == ["split"]
+    pipeline.run(replace(config, training=replace(config.training, weight_decay=0.2)))
+    assert fitted == ["split"] * 2
+    again = pipeline.run(replace(config, name="again"))
+    assert (again / "metrics.json").read_bytes() == first
+    assert fitted == ["split"] * 3
+
+
+def test_two_tasks_on_every_fold(cohort: Path, tmp_path: Path, quick: None) -> None:
+    tasks = TaskConfig(outcomes=[OutcomeConfig(name="response"), OutcomeConfig(name="os", kind=Kind.survival)])
+    folder = pipeline.run(configured(cohort, tmp_path, task=tasks, split=SplitConfig(method=Method.folds)))
+    found = metrics_of(folder)["tasks"]
+    assert found.keys() == {"response", "os"}
+    assert all(len(task["model"]["folds"]) == 2 for task in found.values())
+    rows = [np.load(folder / "private" / f"fold-{n}" / "scores" / "scores.npz")["os/model"] for n in (0, 1)]
+    assert sum(map(len, rows)) == len(pl.read_parquet(cohort / "episodes.parquet"))
+    assert all(np.isfinite(values).all() for values in rows)
+
+
+def scores_of(config: RunConfig) -> dict[str, Any]:
+    with np.load(pipeline.run(config) / "private" / "split" / "scores" / "scores.npz") as stored:
+        return dict(stored)
+
+
+def test_held_out_outcomes_change_no_prediction(cohort: Path, tmp_path: Path, quick: None) -> None:
+    tasks = TaskConfig(outcomes=[OutcomeConfig(name="response"), OutcomeConfig(name="os", kind=Kind.survival)])
+    other = tmp_path / "other"
+    shutil.copytree(cohort, other)
+    held_out = pl.col("split") == "held_out"
+    pl.read_parquet(other / "episodes.parquet").with_columns(
+        pl.when(held_out).then(~pl.col("response")).otherwise(pl.col("response")).alias("response"),
+        pl.when(held_out).then(pl.col("os_time") * 3 + 5).otherwise(pl.col("os_time")).alias("os_time"),
+        pl.when(held_out).then(~pl.col("os_event")).otherwise(pl.col("os_event")).alias("os_event"),
+    ).write_parquet(other / "episodes.parquet")
+    first, second = (
+        scores_of(configured(path, tmp_path / name, task=tasks)) for path, name in ((cohort, "a"), (other, "b"))
+    )
+    for name in ("response/model", "os/model"):
+        np.testing.assert_array_equal(first[name], second[name])
+        assert len(np.unique(first[name])) > 10
+
+
+def test_several_regimens_of_one_state_each_have_their_value(cohort: Path, tmp_path: Path, quick: None) -> None:
+    screen = tmp_path / "screen"
+    shutil.copytree(cohort, screen)
+    episodes = pl.read_parquet(screen / "episodes.parquet").unique("subject_id", maintain_order=True)
+    drugs = pl.read_parquet(screen / "treatments.parquet")["drug"][:3].to_list()
+    each = pl.DataFrame({"treatment": [[drug] for drug in drugs], "shift": [0.0, 5.0, 10.0]})
+    screened = (
+        episodes.drop("treatment")
+        .join(each, how="cross")
+        .with_columns((pl.col("shift") + pl.col("sensitivity") / 100).alias("sensitivity"))
+    )
+    screened.select([*episodes.columns, "shift"]).write_parquet(screen / "episodes.parquet")
+    tasks = TaskConfig(outcomes=[OutcomeConfig(name="sensitivity", kind=Kind.regression)])
+    values = scores_of(configured(screen, tmp_path / "runs", task=tasks))["sensitivity/model"]
+    truth = screened.filter(pl.col("split") == "held_out")["sensitivity"].to_numpy()
+    assert np.corrcoef(values, truth)[0, 1] > 0.8

@@ -1,0 +1,114 @@
+"""A fit is repeatable, and one that was interrupted ends where an uninterrupted one does, bit for bit."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from ican_ml.inputs.assemble import CohortStates
+from ican_ml.inputs.schema import InputSchema
+from ican_ml.model.patient_transformer import ModelConfig, PatientTransformer
+from ican_ml.training.config import TrainerConfig, TrainingConfig
+from ican_ml.training.data import Batch
+from ican_ml.training.loop import FitResult, fit, predict
+from ican_ml.training.module import PatientModule
+
+from .conftest import Parts
+
+
+class Fitter:
+    """A small fit of the simulated patients: three epochs of several batches, saved every second step."""
+
+    def __init__(self, schema: InputSchema, parts: Parts, states: CohortStates) -> None:
+        self.schema, self.parts, self.states = schema, parts, states
+
+    def __call__(self, folder: Path, *, seed: int = 5, epochs: int = 3, **training: float) -> FitResult:
+        return fit(
+            self.schema,
+            self.parts.train,
+            self.parts.tuning,
+            subject=self.states.subject_id,
+            model=ModelConfig(width=8, heads=2, bottleneck_tokens=2, modality_dropout=0.2),
+            training=TrainingConfig(
+                **{"batch_size": 48, "wide_strengths": [300.0], "learning_rate": 0.003, "epochs": epochs, **training}
+            ),
+            trainer=TrainerConfig(threads=1, checkpoint_every=2),
+            folder=folder,
+            seed=seed,
+        )
+
+
+@pytest.fixture(scope="module")
+def fitter(schema: InputSchema, parts: Parts, states: CohortStates) -> Fitter:
+    return Fitter(schema, parts, states)
+
+
+@pytest.fixture(scope="module")
+def whole(fitter: Fitter, tmp_path_factory: pytest.TempPathFactory) -> FitResult:
+    return fitter(tmp_path_factory.mktemp("whole"))
+
+
+def assert_same(found: FitResult, expected: FitResult) -> None:
+    weights = found.network.state_dict()
+    assert not [name for name, value in expected.network.state_dict().items() if not torch.equal(weights[name], value)]
+    assert found.curve == expected.curve
+
+
+class Interruption(Exception):
+    """Stands for a killed job."""
+
+
+def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """Stop the next fit as its ``step``-th training step begins."""
+    left = step
+    original = PatientModule.training_step
+
+    def training_step(self: PatientModule, batch: Batch, number: int) -> Tensor:
+        nonlocal left
+        left -= 1
+        if not left:
+            raise Interruption
+        return original(self, batch, number)
+
+    monkeypatch.setattr(PatientModule, "training_step", training_step)
+
+
+def test_the_seed_decides(fitter: Fitter, whole: FitResult, tmp_path: Path) -> None:
+    assert_same(fitter(tmp_path / "again"), whole)
+    other = fitter(tmp_path / "other", seed=6)
+    assert not torch.equal(other.network.context_norm.weight, whole.network.context_norm.weight)
+
+
+def test_a_fit_tells_its_losses(whole: FitResult) -> None:
+    assert [row["epoch"] for row in whole.curve] == [1, 2, 3]
+    assert all(np.isfinite([row["train_loss"], row["tuning_loss"]]).all() for row in whole.curve)
+    assert whole.curve[-1]["train_loss"] < whole.curve[0]["train_loss"]
+    assert not whole.network.training
+
+
+@pytest.mark.parametrize("step", [2, 4, 6, 8])
+def test_an_interrupted_fit_ends_like_a_whole_one(
+    fitter: Fitter, whole: FitResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, step)
+        with pytest.raises(Interruption):
+            fitter(tmp_path)
+    assert_same(fitter(tmp_path), whole)
+
+
+def test_a_fit_that_had_ended_stays_as_it_was(fitter: Fitter, tmp_path: Path) -> None:
+    stopped = fitter(tmp_path, epochs=12, patience=1, learning_rate=1e-12)
+    assert len(stopped.curve) < 12
+    assert_same(fitter(tmp_path, epochs=12, patience=1, learning_rate=1e-12), stopped)
+
+
+def test_predictions_do_not_depend_on_the_batch_size(whole: FitResult, parts: Parts) -> None:
+    rows = np.array([5, 2, 40, 11, 12])
+    network: PatientTransformer = whole.network
+    for name, output in predict(network, parts.all.encoded, rows).items():
+        assert output.shape[:1] == (5,)
+        small = predict(network, parts.all.encoded, rows, batch_size=2)[name]
+        np.testing.assert_allclose(small, output, rtol=1e-4, atol=1e-5)
