@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import cast, get_args
 
+from ican_ml.encoding.operators import Backend
 from ican_ml.inputs.fit import InputConfig
 from ican_ml.model.patient_transformer import ModelConfig
 from ican_ml.training.config import LoggerConfig, TrainerConfig, TrainingConfig
@@ -109,13 +111,29 @@ class EvaluationConfig:
 
 
 @dataclass(kw_only=True, slots=True)
+class EncodingConfig:
+    """Which backend runs the sparse operators: ``auto``, ``cuda``, ``cpu`` or ``reference``."""
+
+    backend: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.backend not in get_args(Backend):
+            raise ValueError(f"encoding.backend: expected one of {', '.join(get_args(Backend))}, got {self.backend!r}")
+
+    @property
+    def choice(self) -> Backend:
+        """The checked name."""
+        return cast("Backend", self.backend)
+
+
+@dataclass(kw_only=True, slots=True)
 class RunConfig:
     """Everything a run depends on."""
 
     name: str = "default"
     runs: str = "runs"
     seed: int = 7
-    backend: str = "auto"
+    encoding: EncodingConfig = field(default_factory=EncodingConfig)
     cohort: CohortConfig = field(default_factory=CohortConfig)
     task: TaskConfig = field(default_factory=lambda: TaskConfig(outcomes=[OutcomeConfig(name="response")]))
     split: SplitConfig = field(default_factory=SplitConfig)
@@ -129,5 +147,3 @@ class RunConfig:
     def __post_init__(self) -> None:
         if not self.name or any(c in self.name for c in "/\\") or self.name.startswith("."):
             raise ValueError(f"name: expected a plain folder name, got {self.name!r}")
-        if self.backend not in ("auto", "cuda", "cpu", "reference"):
-            raise ValueError(f"backend: expected auto, cuda, cpu or reference, got {self.backend!r}")

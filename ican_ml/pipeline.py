@@ -14,7 +14,7 @@ import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -80,7 +80,9 @@ def run(config: RunConfig) -> Path:
     torch.set_num_threads(config.trainer.threads or torch.get_num_threads())
     prepared = prepare(config)
     fitted = [_fit_fold(config, prepared, folder, name) for name in prepared.splits]
-    scores = [_score_fold(config, prepared, folder, name, stage) for name, stage in zip(prepared.splits, fitted)]
+    scores = [
+        _score_fold(config, prepared, folder, name, stage) for name, stage in zip(prepared.splits, fitted, strict=True)
+    ]
     network, schema = load_fitted(fitted[0].folder, config)
     difference = _export(network, schema, prepared, config, folder)
     _conclude(config, prepared, scores, folder, difference)
@@ -102,12 +104,21 @@ def prepare(config: RunConfig) -> Prepared:
     splits = _splits(config, cohort.episodes)
     _log.info(
         "cohort %s: %d episodes of %d subjects; %s; %s; %d fold(s)",
-        cohort.name, len(cohort.episodes), cohort.episodes["subject_id"].n_unique(),
-        ", ".join(f"{m.name} {m.matrix.n_rows:,} x {len(m.features):,}" for m in cohort.modalities.values()) or "no omics",
-        f"{len(store.code):,} record events" if store else "no records", len(splits),
+        cohort.name,
+        len(cohort.episodes),
+        cohort.episodes["subject_id"].n_unique(),
+        ", ".join(f"{m.name} {m.matrix.n_rows:,} x {len(m.features):,}" for m in cohort.modalities.values())
+        or "no omics",
+        f"{len(store.code):,} record events" if store else "no records",
+        len(splits),
     )
     return Prepared(
-        cohort=cohort, store=store, episodes=cohort.episodes, outcomes=outcomes, splits=splits, data_hash=data_hash(path)
+        cohort=cohort,
+        store=store,
+        episodes=cohort.episodes,
+        outcomes=outcomes,
+        splits=splits,
+        data_hash=data_hash(path),
     )
 
 
@@ -150,17 +161,28 @@ def _fit_fold(config: RunConfig, prepared: Prepared, folder: RunFolder, name: st
     schema, states, data = _encode(config, prepared, name)
     (stage.folder / _SCHEMA).write_text(json.dumps(schema.to_json()))
     split = prepared.splits[name]
-    train, tuning = (
-        data.of_episodes(states.patient[rows], states.slot[rows]) for rows in (split.train, split.tuning)
-    )
+    train, tuning = (data.of_episodes(states.patient[rows], states.slot[rows]) for rows in (split.train, split.tuning))
     _log.info(
-        "%s: %d training, %d tuning, %d held-out episodes; %d summary columns, %d drugs, %d genes", name,
-        len(split.train), len(split.tuning), len(split.held_out), len(schema.summary_names), len(schema.drugs),
+        "%s: %d training, %d tuning, %d held-out episodes; %d summary columns, %d drugs, %d genes",
+        name,
+        len(split.train),
+        len(split.tuning),
+        len(split.held_out),
+        len(schema.summary_names),
+        len(schema.drugs),
         len(schema.genes),
     )
     result = fit(
-        schema, train, tuning, model=config.model, training=config.training, trainer=config.trainer,
-        folder=stage.folder, seed=config.seed, subject=states.subject_id, loggers=run_loggers(config.logger, folder.root, name),
+        schema,
+        train,
+        tuning,
+        model=config.model,
+        training=config.training,
+        trainer=config.trainer,
+        folder=stage.folder,
+        seed=config.seed,
+        subject=states.subject_id,
+        loggers=run_loggers(config.logger, folder.root, name),
     )
     close_loggers(folder.root)
     torch.save(result.network.state_dict(), stage.folder / _NETWORK)
@@ -178,7 +200,7 @@ def _score_fold(config: RunConfig, prepared: Prepared, folder: RunFolder, name: 
     if not stage.is_done:
         network, schema = load_fitted(fitted.folder, config)
         states = assemble(prepared.cohort, prepared.store, prepared.episodes, config.inputs.covariates)
-        encoded = encode(schema, states.patients, backend=config.backend)
+        encoded = encode(schema, states.patients, backend=config.encoding.choice)
         held_out = np.unique(states.patient[rows])
         outputs = predict(network, encoded, held_out)
         place = np.searchsorted(held_out, states.patient[rows])
@@ -190,13 +212,18 @@ def _score_fold(config: RunConfig, prepared: Prepared, folder: RunFolder, name: 
                 design = baseline_design(schema, encoded, states, prepared.episodes)
                 split = prepared.splits[name]
                 found = fit_baselines(
-                    design, prepared.outcomes[task.name], split.train, split.tuning, rows, seed=config.seed,
+                    design,
+                    prepared.outcomes[task.name],
+                    split.train,
+                    split.tuning,
+                    rows,
+                    seed=config.seed,
                     threads=torch.get_num_threads(),
                 )
                 arrays |= {f"{task.name}/{baseline}": values for baseline, values in found.items()}
             if (truth := _oracle(prepared.cohort, task.name)) is not None:
                 arrays[f"{task.name}/{ORACLE}"] = truth[rows]
-        np.savez(stage.folder / "scores.npz", **arrays)
+        np.savez(stage.folder / "scores.npz", **cast("dict[str, Any]", arrays))
         stage.finish({})
         _log.info("%s: held-out episodes scored", name)
     with np.load(stage.folder / "scores.npz") as stored:
@@ -208,11 +235,15 @@ def _encode(config: RunConfig, prepared: Prepared, name: str) -> tuple[InputSche
     """Fit the schema on the training episodes, then encode training and tuning ones."""
     episodes, split = prepared.episodes, prepared.splits[name]
     schema = fit_schema(
-        prepared.cohort, prepared.store, episodes[split.train], config.inputs,
-        outcomes=[(o.name, o.kind.value) for o in config.task.outcomes], backend=config.backend,
+        prepared.cohort,
+        prepared.store,
+        episodes[split.train],
+        config.inputs,
+        outcomes=[(o.name, o.kind.value) for o in config.task.outcomes],
+        backend=config.encoding.choice,
     )
     states = assemble(prepared.cohort, prepared.store, episodes, config.inputs.covariates)
-    encoded = encode(schema, states.patients, backend=config.backend)
+    encoded = encode(schema, states.patients, backend=config.encoding.choice)
     arrays: dict[str, Any] = {}
     for task in schema.tasks:
         arrays |= loss_arrays(task, prepared.outcomes[task.name], states)
@@ -226,7 +257,7 @@ def _export(
     difference = export_bundle(network, schema, folder.root / "bundle")
     rows = next(iter(prepared.splits.values())).held_out[:256]
     states = assemble(prepared.cohort, prepared.store, prepared.episodes[rows], config.inputs.covariates)
-    encoded = encode(schema, states.patients, backend=config.backend)
+    encoded = encode(schema, states.patients, backend=config.encoding.choice)
     batch = collate(encoded, np.arange(encoded.n_rows))
     model = open_bundle(folder.root / "bundle").model
     difference = max(difference, parity(model, network, [batch]))

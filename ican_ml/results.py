@@ -54,7 +54,16 @@ def evaluate_scores(
     every = np.concatenate([fold.rows for fold in scores])
 
     def evaluated(rows: Int64, values: Float64, replicates: int) -> TaskMetrics:
-        return evaluate_task(outcome.take(rows), values, replicates=replicates, seed=seed, **_labels(episodes, rows))
+        labels = _labels(episodes, rows)
+        return evaluate_task(
+            outcome.take(rows),
+            values,
+            subject_id=labels["subject_id"],
+            treatment=labels["treatment"],
+            indication=labels.get("indication"),
+            replicates=replicates,
+            seed=seed,
+        )
 
     return TaskResults(
         name=name,

@@ -30,7 +30,7 @@ ROOMS = (
     ("targets",),
     ("bundle",),
     ("serving",),
-    ("config",),
+    ("config", "results", "run_folder"),
     ("pipeline",),
     ("cli",),
 )

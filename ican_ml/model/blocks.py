@@ -8,8 +8,17 @@ every row has at least one real key. Dropout is in the feed-forward only: attent
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+
+def input_layer(inputs: int, outputs: int, *, bias: bool = True) -> nn.Linear:
+    """A linear layer that may have no inputs at all (a cohort without records and covariates)."""
+    layer = nn.Linear(max(inputs, 1), outputs, bias=bias)
+    if not inputs:
+        layer.in_features, layer.weight = 0, nn.Parameter(torch.empty(outputs, 0))
+    return layer
 
 
 class Attention(nn.Module):
@@ -34,7 +43,8 @@ class Attention(nn.Module):
         return out
 
     def _split(self, tokens_BTW: Tensor) -> Tensor:
-        return tokens_BTW.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        batch, length, width = tokens_BTW.shape
+        return tokens_BTW.reshape(batch, length, self.heads, width // self.heads).transpose(1, 2)
 
 
 class Block(nn.Module):
@@ -46,7 +56,11 @@ class Block(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.attention = Attention(width, heads)
         self.feed_forward = nn.Sequential(
-            nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width), nn.Dropout(dropout)
+            nn.LayerNorm(width),
+            nn.Linear(width, 2 * width),
+            nn.GELU(),
+            nn.Linear(2 * width, width),
+            nn.Dropout(dropout),
         )
 
     def forward(self, tokens_BTW: Tensor, mask_BK: Tensor, context_BKW: Tensor | None = None) -> Tensor:

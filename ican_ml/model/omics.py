@@ -4,8 +4,8 @@ Shapes: B patients, K tokens, W width, F features, P assays + 1. A feature's emb
 modalities and by drug targets. Values are normalised here, not in the inputs: counts to log1p(v * 1e4 / row sum), then
 (v - mean) / sd, clipped to +-10.
 
-In a sparse modality an absent feature is a measured zero, whose normalised value is -mean/sd. The bag adds that constant
-by assay (``offset``), so a measured zero counts, and a feature that the assay does not measure contributes nothing.
+In a sparse modality an absent feature is a measured zero, whose normalised value is -mean/sd. The bag adds that
+constant by assay (``offset``): a measured zero counts, a feature that the assay does not measure contributes nothing.
 """
 
 from __future__ import annotations

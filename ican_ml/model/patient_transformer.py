@@ -7,7 +7,9 @@
 
 The bottleneck follows Nagrani et al. 2021 (arXiv:2107.00135). The linear ("wide") path is fitted first, by penalised
 maximum likelihood, and the deep heads start at zero: the deep path has to earn what it adds (Cheng et al. 2016,
-arXiv:1606.07792). Inputs: the arrays of :mod:`ican_ml.inputs.encode`. Shapes: B patients, R regimens, T tokens, W width.
+arXiv:1606.07792). Inputs: the arrays of :mod:`ican_ml.inputs.encode`.
+
+Shapes: B patients, R regimens, T tokens, W width, N tasks.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ican_ml.inputs.schema import FIRST_KNOWN, InputSchema, Task
-from ican_ml.model.blocks import Block
+from ican_ml.model.blocks import Block, input_layer
 from ican_ml.model.omics import FeatureBag, FeatureScale, OmicsEmbedding
 from ican_ml.model.record import RecordEmbedding
 from ican_ml.model.treatment import TargetState, TreatmentQuery
@@ -42,7 +44,7 @@ class ModelConfig:
     fusion_layers: int = 1
     query_layers: int = 1
     bottleneck_tokens: int = 8
-    dropout: float = 0.2
+    dropout: float = 0.3
     modality_dropout: float = 0.05
     identity_dropout: float = 0.1
     deep: bool = True
@@ -73,7 +75,7 @@ class WidePath(nn.Module):
     def __init__(self, schema: InputSchema) -> None:
         super().__init__()
         n_tasks = len(schema.tasks)
-        self.summary = nn.Linear(len(schema.summary_names), n_tasks, bias=False)
+        self.summary = input_layer(len(schema.summary_names), n_tasks, bias=False)
         self.bags = nn.ModuleDict({m.name: FeatureBag(m, n_tasks, zero=True) for m in schema.modalities})
         self.shares = [min(1.0, (_FEATURES_AT_PAR / len(m.features)) ** 0.5) for m in schema.modalities]
         self.present = nn.Parameter(torch.zeros(len(schema.modalities), n_tasks))
@@ -101,7 +103,7 @@ class WidePath(nn.Module):
 
 
 class PatientTransformer(nn.Module):
-    """See the module docstring. ``forward`` maps the input arrays to one output a task (logits, hazards, mean + variance)."""
+    """See the module docstring; ``forward`` maps the input arrays to one output a task."""
 
     def __init__(self, config: ModelConfig, schema: InputSchema) -> None:
         super().__init__()
@@ -118,7 +120,9 @@ class PatientTransformer(nn.Module):
             return
         self.genes = nn.Embedding(schema.n_genes, width, padding_idx=0)
         nn.init.normal_(self.genes.weight[1:], std=0.02)
-        self.omics = nn.ModuleDict({m.name: OmicsEmbedding(m, schema.gene_id, width, dropout) for m in schema.modalities})
+        self.omics = nn.ModuleDict(
+            {m.name: OmicsEmbedding(m, schema.gene_id, width, dropout) for m in schema.modalities}
+        )
         n_codes = schema.vocabulary.n_ids if schema.vocabulary else FIRST_KNOWN
         self.record = RecordEmbedding(n_codes, len(schema.summary_names), width, dropout)
         self.encoders = nn.ModuleDict(
@@ -132,11 +136,17 @@ class PatientTransformer(nn.Module):
         self.bottleneck = nn.Parameter(torch.randn(config.bottleneck_tokens, width) * 0.02)
         self.fusion = nn.ModuleList(Block(width, heads, dropout) for _ in range(config.fusion_layers))
         self.treatment = TreatmentQuery(
-            len(schema.drugs) + FIRST_KNOWN, len(schema.classes) + FIRST_KNOWN, len(schema.modalities),
-            width, dropout, config.identity_dropout,
+            len(schema.drugs) + FIRST_KNOWN,
+            len(schema.classes) + FIRST_KNOWN,
+            len(schema.modalities),
+            width,
+            dropout,
+            config.identity_dropout,
         )
         self.patient = nn.Sequential(
-            nn.Dropout(dropout), nn.Linear(len(schema.summary_names), _PATIENT_FACTORS), nn.Linear(_PATIENT_FACTORS, width)
+            nn.Dropout(dropout),
+            input_layer(len(schema.summary_names), _PATIENT_FACTORS),
+            nn.Linear(_PATIENT_FACTORS, width),
         )
         self.score = nn.Linear(len(schema.tasks), width)
         self.query_norm = nn.LayerNorm(width)
@@ -149,7 +159,12 @@ class PatientTransformer(nn.Module):
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
         return nn.Sequential(
-            nn.Linear(3 * width, 2 * width), nn.GELU(), nn.Dropout(dropout), nn.Linear(2 * width, width), nn.GELU(), last
+            nn.Linear(3 * width, 2 * width),
+            nn.GELU(),
+            nn.Dropout(dropout),
+            nn.Linear(2 * width, width),
+            nn.GELU(),
+            last,
         )
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
@@ -170,9 +185,12 @@ class PatientTransformer(nn.Module):
     def input_tables(self) -> Iterator[nn.Parameter]:
         """Weights on single features, codes and summary columns: many, seldom seen, and so decayed more strongly."""
         if self.is_deep:
-            yield from (embed.bag.weight for embed in self.omics.values())
-            yield self.record.summary[1].weight
-            yield self.patient[1].weight
+            names = [
+                *(f"omics.{name}.bag.weight" for name in self.omics),
+                "record.summary.1.weight",
+                "patient.1.weight",
+            ]
+            yield from map(self.get_parameter, names)
 
     def normalise(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
         """Normalised values of every stored feature by modality, and of the target genes ``[B, R, G, M]``."""
@@ -204,25 +222,32 @@ class PatientTransformer(nn.Module):
             total = batch[f"{name}_total"]
             if scale.is_count:
                 total = _expand_rows(total, indptr, batch[f"{name}_indices"])
-            scaled[name] = scale(
-                batch[f"{name}_values"], batch[f"{name}_indices"], total, centred=self.explicit[name]
-            )
+            scaled[name] = scale(batch[f"{name}_values"], batch[f"{name}_indices"], total, centred=self.explicit[name])
         return scaled
 
     def _deep(self, batch: Batch, scaled: dict[str, Tensor], state_BRGM: Tensor, score_BN: Tensor) -> dict[str, Tensor]:
-        tokens, masks = [], []
-        for name, embed in self.omics.items():
+        tokens: list[Tensor] = []
+        masks: list[Tensor] = []
+        for name, embed in self.omics.named_children():
+            assert isinstance(embed, OmicsEmbedding)
             panel_B, tokens_BK = batch[f"{name}_panel"], batch[f"{name}_tokens"]
             bag_BW = embed.bag(batch[f"{name}_indptr"], batch[f"{name}_indices"], scaled[name], panel_B)
             scaled_BK = self.scales[name](
                 batch[f"{name}_token_values"], (tokens_BK - 1).clamp(min=0), batch[f"{name}_total"][:, None]
             )
-            self._encode(name, *embed(self.genes, bag_BW, tokens_BK, scaled_BK, panel_B), tokens, masks)
-        record = self.record(
-            batch["event_code"], batch["event_value"], batch["event_has_value"], batch["event_gap"], batch["event_age"],
+            embedded_BTW, mask_BT = embed(self.genes, bag_BW, tokens_BK, scaled_BK, panel_B)
+            tokens.append(self._encode(name, embedded_BTW, mask_BT))
+            masks.append(mask_BT)
+        embedded_BTW, mask_BT = self.record(
+            batch["event_code"],
+            batch["event_value"],
+            batch["event_has_value"],
+            batch["event_gap"],
+            batch["event_age"],
             batch["summary"],
         )
-        self._encode("record", *record, tokens, masks)
+        tokens.append(self._encode("record", embedded_BTW, mask_BT))
+        masks.append(mask_BT)
         context_BTW, mask_BT = self.context_norm(torch.cat(tokens, dim=1)), torch.cat(masks, dim=1)
         fused_BZW = self.bottleneck.expand(context_BTW.shape[0], -1, -1)
         for block in self.fusion:
@@ -230,7 +255,11 @@ class PatientTransformer(nn.Module):
         context_BTW = torch.cat([self.fused_norm(fused_BZW), context_BTW], dim=1)
         mask_BT = functional.pad(mask_BT, (self.bottleneck.shape[0], 0), value=True)
         query_BRW, target_BRW = self.treatment(
-            self.genes, batch["treatment_drug"], batch["treatment_class"], batch["treatment_gene"], state_BRGM,
+            self.genes,
+            batch["treatment_drug"],
+            batch["treatment_class"],
+            batch["treatment_gene"],
+            state_BRGM,
             batch["treatment_state_known"],
         )
         for block in self.query_blocks:
@@ -239,15 +268,12 @@ class PatientTransformer(nn.Module):
         joint_BRW = torch.cat([self.query_norm(query_BRW), target_BRW, patient_B1W.expand_as(target_BRW)], dim=-1)
         return {name: head(joint_BRW) for name, head in self.heads.items()}
 
-    def _encode(
-        self, name: str, tokens_BTW: Tensor, mask_BT: Tensor, tokens: list[Tensor], masks: list[Tensor]
-    ) -> None:
+    def _encode(self, name: str, tokens_BTW: Tensor, mask_BT: Tensor) -> Tensor:
         """Run a modality's encoder; a patient without it attends to its first token, which the fusion then masks."""
         any_BT = torch.cat([torch.ones_like(mask_BT[:, :1]), mask_BT[:, 1:]], dim=1)
-        for block in self.encoders[name]:  # type: ignore[union-attr]
+        for block in self.encoders.get_submodule(name).children():
             tokens_BTW = block(tokens_BTW, any_BT)
-        tokens.append(tokens_BTW)
-        masks.append(mask_BT)
+        return tokens_BTW
 
     def _drop_modalities(self, batch: Batch) -> Batch:
         """Whole modalities at random, at the targets of the treatments too; the summary always stays."""

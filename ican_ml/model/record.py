@@ -1,4 +1,4 @@
-"""The longitudinal record -> tokens: code + value + time (log gap, and how much of it is left after half-lives of days).
+"""The longitudinal record -> tokens: code + value + time (log gap, and its decay at three half-lives).
 
 No calendar date, and no position: order within a day is free. Shapes: B patients, T events, W width, S summary columns.
 """
@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+
+from ican_ml.model.blocks import input_layer
 
 _YEARS = 100.0
 _HALF_LIVES = (14.0, 60.0, 240.0)
@@ -22,10 +24,16 @@ class RecordEmbedding(nn.Module):
         self.value = nn.Embedding(n_codes, width, padding_idx=0)
         nn.init.zeros_(self.value.weight)
         self.time = nn.Linear(len(_HALF_LIVES) + 4, width)
-        self.summary = nn.Sequential(nn.Dropout(dropout), nn.Linear(n_summary, width), nn.LayerNorm(width))
+        self.summary = nn.Sequential(nn.Dropout(dropout), input_layer(n_summary, width), nn.LayerNorm(width))
 
     def forward(
-        self, code_BT: Tensor, value_BT: Tensor, has_value_BT: Tensor, gap_BT: Tensor, age_BT: Tensor, summary_BS: Tensor
+        self,
+        code_BT: Tensor,
+        value_BT: Tensor,
+        has_value_BT: Tensor,
+        gap_BT: Tensor,
+        age_BT: Tensor,
+        summary_BS: Tensor,
     ) -> tuple[Tensor, Tensor]:
         static_BT = (gap_BT < 0).to(gap_BT.dtype)
         gap_BT = gap_BT.clamp(min=0)

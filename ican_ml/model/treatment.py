@@ -27,12 +27,21 @@ class TreatmentQuery(nn.Module):
             nn.init.normal_(table.weight[1:], std=0.02)
         self.base = nn.Parameter(torch.randn(width) * 0.02)
         self.state = nn.Sequential(
-            nn.Linear(width + 2 * n_modalities, width), nn.GELU(), nn.Linear(width, width), nn.GELU(), nn.Dropout(dropout)
+            nn.Linear(width + 2 * n_modalities, width),
+            nn.GELU(),
+            nn.Linear(width, width),
+            nn.GELU(),
+            nn.Dropout(dropout),
         )
         self.target = nn.Linear(2 * width, width)
 
     def forward(
-        self, genes: nn.Embedding, drug_BRD: Tensor, class_BRD: Tensor, gene_BRG: Tensor, state_BRGM: Tensor,
+        self,
+        genes: nn.Embedding,
+        drug_BRD: Tensor,
+        class_BRD: Tensor,
+        gene_BRG: Tensor,
+        state_BRGM: Tensor,
         known_BRGM: Tensor,
     ) -> tuple[Tensor, Tensor]:
         if self.training and self.identity_dropout > 0:

@@ -23,12 +23,12 @@ class TrainingConfig:
         Ridge strengths tried for the linear path, strongest first.
     """
 
-    epochs: int = 10
-    patience: int = 3
-    batch_size: int = 128
-    learning_rate: float = 2e-3
-    weight_decay: float = 0.05
-    table_decay: float = 1.0
+    epochs: int = 20
+    patience: int = 6
+    batch_size: int = 96
+    learning_rate: float = 3e-3
+    weight_decay: float = 0.1
+    table_decay: float = 30.0
     warmup: float = 0.1
     gradient_clip: float = 1.0
     average: float = 0.97

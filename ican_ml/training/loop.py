@@ -1,4 +1,4 @@
-"""One fit: linear warm start, then the network under Lightning, resumable; the best epoch by tuning loss is returned."""
+"""One fit: the linear path, then the network under Lightning, resumable; the best epoch by tuning loss is returned."""
 
 from __future__ import annotations
 
@@ -35,8 +35,11 @@ class FitResult:
 
 
 class _Progress(Callback):
-    """Collects losses by epoch, says them in one plain line each, and saves what Lightning does not: these losses, the
-    running one of an unfinished epoch, the loader's place at the end of an epoch, and that training had stopped early."""
+    """Collects losses by epoch, says them in one plain line each, and saves what Lightning does not.
+
+    That is: these losses, the running one of an unfinished epoch, the loader's place at the end of an epoch, and that
+    training had stopped early.
+    """
 
     def __init__(self, loader: PatientLoader) -> None:
         self.rows: list[dict[str, float]] = []
@@ -55,13 +58,17 @@ class _Progress(Callback):
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, _: lightning.LightningModule) -> None:
         losses = {
-            "train_loss": self._loss / self._patients, "tuning_loss": float(trainer.callback_metrics["tuning_loss"])
+            "train_loss": self._loss / self._patients,
+            "tuning_loss": float(trainer.callback_metrics["tuning_loss"]),
         }
         self._loss = self._patients = 0.0
         self.rows.append({"epoch": trainer.current_epoch + 1, **losses})
         _log.info(
             "epoch %d/%d  train loss %.4f  tuning loss %.4f  (%.0f s)",
-            trainer.current_epoch + 1, trainer.max_epochs, *losses.values(), time.monotonic() - self._start,
+            trainer.current_epoch + 1,
+            trainer.max_epochs,
+            *losses.values(),
+            time.monotonic() - self._start,
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -88,7 +95,8 @@ def fit(
 ) -> FitResult:
     """Fit on ``train``, stop by ``tuning``; the state to resume from lives in ``folder``.
 
-    ``subject`` [N] says whose state each patient is. A ``last.ckpt`` in ``folder`` is gone on from: the caller removes it when configuration or data have changed.
+    ``subject`` [N] says whose state each patient is. A ``last.ckpt`` in ``folder`` is gone on from: the
+    caller removes it when configuration or data have changed.
     """
     if trainer.threads:
         torch.set_num_threads(trainer.threads)
@@ -107,19 +115,28 @@ def fit(
     checkpoints = [
         ModelCheckpoint(folder, filename="best", monitor="tuning_loss", save_last=False, enable_version_counter=False),
         ModelCheckpoint(
-            folder, filename="last", save_top_k=1, enable_version_counter=False, save_on_train_epoch_end=True,
+            folder,
+            filename="last",
+            save_top_k=1,
+            enable_version_counter=False,
+            save_on_train_epoch_end=True,
             every_n_epochs=1,
         ),
     ]
     if trainer.checkpoint_every:
         checkpoints.append(
             ModelCheckpoint(
-                folder, filename="last", save_top_k=1, enable_version_counter=False,
+                folder,
+                filename="last",
+                save_top_k=1,
+                enable_version_counter=False,
                 every_n_train_steps=trainer.checkpoint_every,
             )
         )
     callbacks: list[Callback] = [
-        *checkpoints, EarlyStopping("tuning_loss", patience=training.patience), progress,
+        *checkpoints,
+        EarlyStopping("tuning_loss", patience=training.patience),
+        progress,
     ]
     if training.average > 0:
         callbacks.append(EMAWeightAveraging(decay=training.average, use_buffers=False))

@@ -16,7 +16,7 @@ from ican_ml.inputs.schema import Task
 
 
 def task_loss(task: Task, output: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-    """Mean negative log likelihood; ``target`` and ``weight`` as made by :func:`ican_ml.training.outcomes.loss_arrays`."""
+    """Mean negative log likelihood; ``target`` and ``weight`` come from ``ican_ml.training.outcomes.loss_arrays``."""
     if task.kind == "regression":
         mean, log_variance = output[..., 0], output[..., 1].clamp(-8, 8)
         each = 0.5 * (log_variance + (target - mean).square() * torch.exp(-log_variance))

@@ -1,8 +1,8 @@
 """Fit the linear path first: penalised maximum likelihood by L-BFGS over a path of ridge strengths.
 
-The whole training set is one batch. From strong to weak, each strength starts at the solution of the one before, and the
-one with the lowest loss on the tuning patients wins. (Ridge: Hoerl and Kennard 1970; path with warm starts: Friedman,
-Hastie, Tibshirani 2010, doi:10.18637/jss.v033.i01.)
+The whole training set is one batch. From strong to weak, each strength starts at the solution of the one before, and
+the one with the lowest loss on the tuning patients wins. (Ridge: Hoerl and Kennard 1970; path with warm starts:
+Friedman, Hastie, Tibshirani 2010, doi:10.18637/jss.v033.i01.)
 
 The deep path then learns what the linear one leaves. On the patients that it was fitted on, that is too little, so in
 training each patient's linear score comes from a fit on other subjects (cross-fitting: Wolpert 1992,
