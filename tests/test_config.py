@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 
 from ican_ml.config import (
     CohortConfig,
+    EncodingConfig,
     EvaluationConfig,
     Method,
     OutcomeConfig,
@@ -95,7 +96,7 @@ def test_a_mistake_on_the_command_line_ends_in_one_clear_line(override: str, sai
     [
         (lambda: RunConfig(name="../up"), "name"),
         (lambda: RunConfig(name=""), "name"),
-        (lambda: RunConfig(backend="tpu"), "backend"),
+        (lambda: EncodingConfig(backend="tpu"), "encoding.backend"),
         (lambda: SplitConfig(method=Method.fold), "split.fold"),
         (lambda: SplitConfig(tuning_fraction=1.0), "split.tuning_fraction"),
         (lambda: TaskConfig(outcomes=[]), "task.outcomes"),
