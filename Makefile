@@ -1,6 +1,8 @@
 # Two targets take a fresh machine all the way: `make demo` and `make test`. Each makes .venv first if there is none.
 
 PYTHON ?= python3
+# Idle threads sleep: spinning ones slow a shared machine many times over.
+export OMP_WAIT_POLICY := PASSIVE
 VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
