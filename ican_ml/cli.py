@@ -50,9 +50,9 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument(
         "--treatment",
         action="append",
-        required=True,
+        default=[],
         metavar="REGIMEN",
-        help="drugs joined by +; inhibitor:GENE for a virtual inhibitor; may be repeated",
+        help="drugs joined by +; inhibitor:GENE for a virtual inhibitor; may be repeated; none for a model without treatments",
     )
     predict.add_argument("--json", action="store_true", help="print JSON")
     predict.set_defaults(run=_predict, extra="serve")
@@ -89,7 +89,7 @@ def _predict(parsed: argparse.Namespace) -> None:
         raise ValueError(f"{parsed.patient.name}: expected JSON, got something else ({error})") from None
     if not isinstance(patient, dict):
         raise ValueError(f"{parsed.patient.name}: expected a JSON object, got {type(patient).__name__}")
-    regimens = [tuple(drug for drug in regimen.split("+") if drug) for regimen in parsed.treatment]
+    regimens = [tuple(drug for drug in regimen.split("+") if drug) for regimen in parsed.treatment or [""]]
     answer = Predictor(parsed.bundle).predict(patient, regimens)
     print(_as_json(answer) if parsed.json else _as_table(answer))
 

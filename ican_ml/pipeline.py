@@ -307,7 +307,7 @@ def _conclude(
     )
     _log.info("results on held-out episodes\n\n%s\n", results_table(results))
     _ask_one_patient(config, prepared, scores[0].rows, folder)
-    _log.info("report: %s/report.html", config.name)  # the folder above it may tell of the machine
+    print(f"report: {folder.root / 'report.html'}")  # not into the log: the folder may tell of the machine
 
 
 def _ask_one_patient(config: RunConfig, prepared: Prepared, rows: npt.NDArray[np.int64], folder: RunFolder) -> None:
