@@ -52,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="REGIMEN",
-        help="drugs joined by +, inhibitor:GENE for a virtual inhibitor; repeat it; none for a model without treatments",
+        help="drugs joined by +, inhibitor:GENE for a virtual inhibitor; repeatable; none if the model has none",
     )
     predict.add_argument("--json", action="store_true", help="print JSON")
     predict.set_defaults(run=_predict, extra="serve")
