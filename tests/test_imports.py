@@ -32,6 +32,7 @@ ROOMS = (
     ("serving",),
     ("config", "results", "run_folder"),
     ("pipeline",),
+    ("commands",),
     ("cli",),
 )
 LEVEL = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}

@@ -1,0 +1,84 @@
+"""``ican predict``: rank treatments for one patient. NumPy and onnxruntime are enough."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ican_ml.commands import Commands
+    from ican_ml.serving.predictor import Answer
+
+
+def add(commands: Commands) -> None:
+    """Declare the command."""
+    parser = commands.add_parser(
+        "predict",
+        help="rank treatments for one patient",
+        epilog="example: ican predict runs/demo/bundle patient.json --treatment EGF-101 --treatment RAF-101+MEK-101",
+    )
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder of the bundle")
+    parser.add_argument("patient", type=Path, metavar="PATIENT.json", help="patient, as ican_ml.inputs.patient says")
+    parser.add_argument(
+        "--treatment",
+        action="append",
+        default=[],
+        metavar="REGIMEN",
+        help="drugs joined by +, inhibitor:GENE for a virtual inhibitor; repeatable; none if the model has none",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.set_defaults(run=_run, extra="serve")
+
+
+def _run(parsed: argparse.Namespace) -> None:
+    from ican_ml.serving.predictor import Predictor
+
+    try:
+        patient = json.loads(parsed.patient.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{parsed.patient.name}: expected JSON, got something else ({error})") from None
+    if not isinstance(patient, dict):
+        raise ValueError(f"{parsed.patient.name}: expected a JSON object, got {type(patient).__name__}")
+    regimens = [tuple(drug for drug in regimen.split("+") if drug) for regimen in parsed.treatment or [""]]
+    answer = Predictor(parsed.bundle).predict(patient, regimens)
+    print(_as_json(answer) if parsed.json else _as_table(answer))
+
+
+def _as_table(answer: Answer) -> str:
+    tasks = list(answer.ranked[0].prediction)
+    names = ["+".join(ranked.regimen) or "(none)" for ranked in answer.ranked]
+    width = max(len("treatment"), *(len(name) for name in names))
+    lines = ["rank  " + "treatment".ljust(width) + "".join(f"  {task:>12}" for task in tasks)]
+    for i, (name, ranked) in enumerate(zip(names, answer.ranked, strict=True), start=1):
+        values = "".join(f"  {ranked.prediction[task]:12.3f}" for task in tasks)
+        unknown = f"  not seen in training: {', '.join(ranked.unknown_drugs)}" if ranked.unknown_drugs else ""
+        lines.append(f"{i:>4}  {name.ljust(width)}{values}{unknown}")
+    notes = answer.notes
+    if sum(notes.unknown_features.values()):
+        lines.append(f"features that the model does not know, not used: {notes.unknown_features}")
+    if notes.unknown_covariates:
+        lines.append(f"covariates with a category not seen in training: {', '.join(notes.unknown_covariates)}")
+    if notes.events_after_prediction:
+        lines.append(f"events after prediction_time, not used: {notes.events_after_prediction}")
+    if notes.record.get("events"):
+        shares = (f"{notes.record[part]:.0%} {part.replace('_', ' ')}" for part in ("known", "backed_off", "unknown"))
+        lines.append(f"codes of the record: {', '.join(shares)}")
+    return "\n".join(lines)
+
+
+def _as_json(answer: Answer) -> str:
+    return json.dumps(
+        {
+            "task": answer.task,
+            "ranked": [
+                {"treatment": list(r.regimen), "prediction": r.prediction, "unknown_drugs": list(r.unknown_drugs)}
+                for r in answer.ranked
+            ],
+            "unknown_features": answer.notes.unknown_features,
+            "unknown_covariates": list(answer.notes.unknown_covariates),
+            "events_after_prediction": answer.notes.events_after_prediction,
+            "record": answer.notes.record,
+        }
+    )
