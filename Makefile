@@ -6,11 +6,12 @@ export OMP_WAIT_POLICY := PASSIVE
 VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+STUDIES := runs.py
 PYTEST ?= --numprocesses 2 --dist loadfile --durations 10
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint format types clean
+.PHONY: help demo test studies lint format types clean
 
 help:  ## Say what can be made
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile
@@ -20,6 +21,9 @@ demo: $(VENV)/.train  ## Train, evaluate, export and predict on the simulated co
 
 test: $(VENV)/.train  ## Run the tests
 	$(BIN)/python -m pytest $(PYTEST)
+
+studies: $(VENV)/.train  ## Measure what is too slow for the tests (hours; goes on where it stopped)
+	$(foreach study,$(STUDIES),$(BIN)/python benchmarks/$(study) --check && )true
 
 lint: $(VENV)/.dev  ## Check style and format
 	$(BIN)/ruff check .

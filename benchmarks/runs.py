@@ -4,8 +4,7 @@
     python benchmarks/runs.py demo --seeds 7 --check    one seed; exit code 1 where a figure falls short
     python benchmarks/runs.py msk_chord gdsc tcga_survival --check    needs ICAN_COHORTS (about 40 minutes)
 
-Writes ``benchmarks/results/<name>.json``: the figures with machine, versions and commit. Runs that are done are not
-done again (they lie in ``runs/``).
+Writes ``benchmarks/results/<name>.json`` (see ``record.py``). The runs lie in ``runs/``.
 """
 
 from __future__ import annotations
@@ -13,15 +12,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
+import shutil
 import subprocess
 import sys
 import time
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+from record import ROOT, Record
+
 EXPERIMENTS = ("demo", "msk_chord", "gdsc", "tcga_survival")
 PARITY = 1e-5
 
@@ -29,25 +27,31 @@ PARITY = 1e-5
 def main() -> None:
     """Run, print, write, check."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("experiments", nargs="+", choices=EXPERIMENTS)
+    parser.add_argument("experiments", nargs="*", help=f"of {', '.join(EXPERIMENTS)}; default: all whose data is here")
     parser.add_argument("--seeds", type=int, nargs="+", default=[7, 8, 9], help="of the simulated cohort and the model")
     parser.add_argument("--check", action="store_true", help="exit 1 and name each figure that falls short")
     arguments = parser.parse_args()
+    if unknown := sorted(set(arguments.experiments) - set(EXPERIMENTS)):
+        parser.error(f"expected experiments among {', '.join(EXPERIMENTS)}, got {', '.join(unknown)}")
+    available = EXPERIMENTS if os.environ.get("ICAN_COHORTS") else EXPERIMENTS[:1]
     short: list[str] = []
-    for experiment in arguments.experiments:
+    for experiment in arguments.experiments or available:
         seeds = arguments.seeds if experiment == "demo" else [7]
-        figures = {str(seed): _run(experiment, seed) for seed in seeds}
-        path = ROOT / "benchmarks" / "results" / f"{experiment}.json"
-        path.write_text(json.dumps({"machine": _machine(), "seeds": figures}, indent=1) + "\n")
-        for seed, found in figures.items():
-            print(f"{experiment}, seed {seed}: {json.dumps(found)}")
-            short += [f"{experiment}, seed {seed}: {fault}" for fault in _faults(experiment, found)]
+        record = Record(experiment)
+        for seed in seeds:
+            part = f"seed {seed}"
+            if part not in record.parts:
+                record.add(part, _run(experiment, seed))
+            found = record.parts[part]
+            print(f"{experiment}, {part}: {json.dumps(found)}")
+            short += [f"{experiment}, {part}: {fault}" for fault in _faults(experiment, found)]
     if arguments.check and short:
         sys.exit("\n".join(short))
 
 
 def _run(experiment: str, seed: int) -> dict[str, Any]:
     name = f"{experiment}-{seed}"
+    shutil.rmtree(ROOT / "runs" / name, ignore_errors=True)
     command = [sys.executable, "train.py", f"experiment={experiment}", f"name={name}", f"seed={seed}"]
     command += [f"cohort.simulate.seed={seed}"] if experiment == "demo" else ["split=folds"]
     started = time.monotonic()
@@ -83,18 +87,6 @@ def _faults(experiment: str, found: dict[str, Any]) -> list[str]:
             if abs(found[baseline]["mean"] - known) > 0.015:
                 faults.append(f"{baseline} AUROC {found[baseline]['mean']:.3f}, expected {known} within .015")
     return faults
-
-
-def _machine() -> dict[str, Any]:
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
-    libraries = ("torch", "lightning", "numpy", "xgboost-cpu", "onnxruntime")
-    return {
-        "cpu": platform.machine(),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "versions": {library: version(library) for library in libraries},
-        "commit": commit.stdout.strip(),
-    }
 
 
 if __name__ == "__main__":

@@ -1,0 +1,60 @@
+"""Results of a benchmark or study: one JSON file that says what was measured, on which sources, with which versions.
+
+Each part is written as soon as it is measured, and a part measured on the same sources is not measured again: a killed
+study goes on where it stopped, and a changed package starts anew.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+_LIBRARIES = ("torch", "lightning", "numpy", "xgboost-cpu", "onnxruntime")
+
+
+class Record:
+    """``benchmarks/results/<name>.json``.
+
+    Parameters
+    ----------
+    name
+        Stem of the file.
+    sources
+        Tracked files and folders whose committed content the figures depend on.
+    """
+
+    def __init__(self, name: str, sources: tuple[str, ...] = ("ican_ml", "configs", "kernels")) -> None:
+        self.path = ROOT / "benchmarks" / "results" / f"{name}.json"
+        trees = {source: _git("rev-parse", f"HEAD:{source}") for source in sources}
+        if _git("status", "--porcelain", "--", *sources):
+            raise SystemExit(f"{name}: expected {', '.join(sources)} as committed, got changes; commit them first")
+        found = json.loads(self.path.read_text()) if self.path.exists() else {}
+        self.parts: dict[str, Any] = found["parts"] if found.get("sources") == trees else {}
+        self._head = {"commit": _git("rev-parse", "HEAD"), "sources": trees, "machine": _machine()}
+
+    def add(self, part: str, figures: Any) -> None:
+        """Keep one part's figures, at once and in one step."""
+        self.parts[part] = figures
+        self.path.parent.mkdir(exist_ok=True)
+        written = self.path.with_suffix(".part")
+        written.write_text(json.dumps({**self._head, "parts": self.parts}, indent=1) + "\n")
+        written.replace(self.path)
+
+
+def _machine() -> dict[str, Any]:
+    return {
+        "cpu": platform.machine(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "versions": {library: version(library) for library in _LIBRARIES},
+    }
+
+
+def _git(*arguments: str) -> str:
+    return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
