@@ -204,13 +204,13 @@ def _score_fold(config: RunConfig, prepared: Prepared, folder: RunFolder, name: 
         held_out = np.unique(states.patient[rows])
         outputs = predict(network, encoded, held_out)
         place = np.searchsorted(held_out, states.patient[rows])
+        design = baseline_design(schema, encoded, states, prepared.episodes) if config.evaluation.baselines else None
+        split = prepared.splits[name]
         arrays: dict[str, Float64] = {}
         for task in schema.tasks:
             each = summarise(task, outputs[task.name])[place, states.slot[rows]]
             arrays[f"{task.name}/{MODEL}"] = -each if task.kind == "survival" else each
-            if config.evaluation.baselines:
-                design = baseline_design(schema, encoded, states, prepared.episodes)
-                split = prepared.splits[name]
+            if design is not None:
                 found = fit_baselines(
                     design,
                     prepared.outcomes[task.name],

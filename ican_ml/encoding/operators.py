@@ -116,12 +116,12 @@ def row_sums(batch: CSRBatch, *, backend: Backend = "auto") -> Float32:
 def lookup(batch: CSRBatch, features: npt.ArrayLike, *, backend: Backend = "auto") -> tuple[Float32, Bool]:
     """Values of named features in every row.
 
-    NumPy serves every backend: a few features of a few rows are a binary search each.
+    NumPy serves every backend: a few features of a row are a binary search each.
 
     Parameters
     ----------
     features
-        Integers [q]. Feature ids, repeats allowed; -1 names no feature.
+        Integers [q] or [rows, q]: the same features of every row, or each row's own. Repeats allowed; -1 names none.
 
     Returns
     -------
@@ -133,14 +133,16 @@ def lookup(batch: CSRBatch, features: npt.ArrayLike, *, backend: Backend = "auto
     Raises
     ------
     ValueError
-        When a feature id lies outside -1..features - 1.
+        When a feature id lies outside -1..features - 1, or the shape is another.
     """
     resolve(backend)
     wanted = np.asarray(features)
-    if wanted.ndim != 1 or (wanted.size and wanted.dtype.kind not in "iu"):
-        raise ValueError(f"features must be a list of feature ids, got {wanted.dtype} {wanted.shape}")
+    if wanted.ndim not in (1, 2) or wanted.shape[:-1] not in ((), (batch.n_rows,)):
+        raise ValueError(f"features must be feature ids [q] or [{batch.n_rows}, q], got {wanted.dtype} {wanted.shape}")
+    if wanted.size and wanted.dtype.kind not in "iu":
+        raise ValueError(f"features must be whole numbers, got {wanted.dtype}")
     if wanted.size and not (wanted.min() >= -1 and wanted.max() < batch.n_features):
         raise ValueError(
             f"features must lie in 0..{batch.n_features - 1} (-1 for none), got {wanted.min()}..{wanted.max()}"
         )
-    return reference.lookup(batch, wanted.astype(np.int32))
+    return reference.lookup(batch, np.broadcast_to(wanted, (batch.n_rows, wanted.shape[-1])))

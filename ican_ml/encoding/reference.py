@@ -59,12 +59,11 @@ def row_sums(batch: CSRBatch) -> Float32:
         return _row_totals(batch).astype(np.float32)
 
 
-def lookup(batch: CSRBatch, features: Int32) -> tuple[Float32, Bool]:
+def lookup(batch: CSRBatch, features: Int32 | Int64) -> tuple[Float32, Bool]:
     """See `operators.lookup`."""
     ordered = batch.sorted()
-    shape = (batch.n_rows, features.size)
     if not (batch.nnz and features.size):
-        return np.zeros(shape, np.float32), np.zeros(shape, np.bool_)
+        return np.zeros(features.shape, np.float32), np.zeros(features.shape, np.bool_)
     held = ordered.row_ids() * batch.n_features + ordered.indices
     asked = np.arange(batch.n_rows, dtype=np.int64)[:, None] * batch.n_features + features
     found = np.minimum(np.searchsorted(held, asked), held.size - 1)

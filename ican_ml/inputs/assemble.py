@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from ican_ml.cohort.asof import find_subjects
 from ican_ml.cohort.cohort import Cohort
 from ican_ml.cohort.omics import Modality, latest_samples
 from ican_ml.inputs.encode import Int64, OmicsRows, PatientStates
@@ -120,8 +121,8 @@ def as_dictionary(cohort: Cohort, store: RecordStore | None, states: CohortState
 
 def record_as_dictionary(store: RecordStore, subject_id: int, prediction_time: np.datetime64) -> dict[str, Any]:
     """``birth_time`` and ``events`` of one subject up to a time (all of them where it is NaT)."""
-    position = int(np.searchsorted(store.subject_id, subject_id))
-    if position == len(store.subject_id) or store.subject_id[position] != subject_id:
+    (position,), (found,) = find_subjects(store.subject_id, np.array([subject_id], np.int64))
+    if not found:
         return {}
     document: dict[str, Any] = {"events": []}
     if not np.isnat(store.birth[position]):

@@ -33,8 +33,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ican_ml.encoding.csr import CSRBatch
-from ican_ml.encoding.operators import Backend, rank_tokens, row_sums
-from ican_ml.inputs.regimens import EncodedRegimens, Regimen, collate_regimens, encode_regimens, values_at
+from ican_ml.encoding.operators import Backend, lookup, rank_tokens, row_sums
+from ican_ml.inputs.regimens import EncodedRegimens, Regimen, collate_regimens, encode_regimens
 from ican_ml.inputs.schema import InputSchema, ModalitySchema
 from ican_ml.records.aggregates import aggregate
 from ican_ml.records.vocabulary import Events
@@ -157,7 +157,7 @@ def _encode_modality(schema: ModalitySchema, rows: OmicsRows | None, n_rows: int
         panel=rows.panel,
         total=row_sums(rows.matrix, backend="reference"),
         tokens=features + 1,
-        token_values=values_at(rows.matrix, features)[0],
+        token_values=lookup(rows.matrix, features, backend="reference")[0],
     )
 
 

@@ -89,6 +89,7 @@ def fit_schema(
     ValueError
         If a covariate or an outcome column is missing from the episodes, or an outcome has no values to fit.
     """
+    covariates = tuple(_fit_covariate(episodes, name) for name in config.covariates)
     states = assemble(cohort, store, episodes, config.covariates)
     modalities = tuple(
         _fit_modality(cohort.modalities[name], states, config.max_tokens, backend) for name in cohort.modalities
@@ -108,7 +109,7 @@ def fit_schema(
         vocabulary=vocabulary,
         aggregates=_fit_aggregates(vocabulary, states.patients.events),
         max_events=config.max_events,
-        covariates=tuple(_fit_covariate(episodes, name) for name in config.covariates),
+        covariates=covariates,
         summary_mean=np.empty(0, np.float32),
         summary_inverse_sd=np.empty(0, np.float32),
         tasks=tuple(_fit_task(episodes, name, kind, config.survival_bins) for name, kind in outcomes),
@@ -197,6 +198,11 @@ def _fit_covariate(episodes: pl.DataFrame, name: str) -> Covariate:
             f"inputs.covariates: expected columns of episodes.parquet, got {name!r}; it has {sorted(episodes.columns)}"
         )
     column = episodes[name]
+    if column.dtype.is_temporal() or column.dtype.is_nested():
+        raise ValueError(
+            f"inputs.covariates: expected numbers or text, got {name!r} of {column.dtype}; the network sees no "
+            "calendar date and no list: derive a number from it (days before prediction_time, say) or leave it out"
+        )
     if column.dtype.is_numeric():
         return Covariate(name=name, categories=None)
     return Covariate(name=name, categories=tuple(sorted({str(v) for v in column.drop_nulls()})))

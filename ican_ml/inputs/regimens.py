@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ican_ml.encoding.csr import CSRBatch
+from ican_ml.encoding.operators import lookup
 from ican_ml.inputs.schema import FIRST_KNOWN, PADDING, UNKNOWN, InputSchema
 
 Float32 = npt.NDArray[np.float32]
@@ -104,18 +105,6 @@ def collate_regimens(regimens: EncodedRegimens, rows: Int64) -> dict[str, npt.ND
     }
 
 
-def values_at(matrix: CSRBatch, features: Int64) -> tuple[Float32, npt.NDArray[np.bool_]]:
-    """Value and presence of chosen features in each row: ``features`` int64 [rows, q], -1 = none."""
-    width = matrix.n_features
-    keys = matrix.row_ids() * width + matrix.indices
-    wanted = np.arange(matrix.n_rows, dtype=np.int64)[:, None] * width + features
-    position = np.minimum(np.searchsorted(keys, wanted), max(len(keys) - 1, 0))
-    if not len(keys):
-        return np.zeros(features.shape, np.float32), np.zeros(features.shape, bool)
-    stored = (features >= 0) & (keys[position] == wanted)
-    return np.where(stored, matrix.values[position], np.float32(0)), stored
-
-
 def _target_state(
     schema: InputSchema, modalities: Mapping[str, Measured], genes: Int64, n_rows: int
 ) -> tuple[Float32, Float32]:
@@ -125,7 +114,7 @@ def _target_state(
     for m, modality in enumerate(schema.modalities):
         matrix, panel = modalities[modality.name]
         feature = schema.feature_of_gene(modality)[genes]
-        state[:, :, m], stored = values_at(matrix, np.broadcast_to(feature, (n_rows, len(genes))))
+        state[:, :, m], stored = lookup(matrix, feature, backend="reference")
         measured = stored if modality.explicit else modality.measured()[panel[:, None], feature]
         known[:, :, m] = measured & (feature >= 0) & (genes >= FIRST_KNOWN)
     return state * known, known

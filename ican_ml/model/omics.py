@@ -25,20 +25,29 @@ class FeatureScale(nn.Module):
 
     mean: Tensor
     inverse_sd: Tensor
+    centre: Tensor
 
     def __init__(self, schema: ModalitySchema) -> None:
         super().__init__()
         self.is_count = schema.kind == "count"
         self.register_buffer("mean", torch.tensor(schema.mean))
         self.register_buffer("inverse_sd", torch.tensor(schema.inverse_sd))
+        self.register_buffer("centre", centre(schema))
 
     def forward(self, values: Tensor, features: Tensor, total: Tensor, *, centred: bool = True) -> Tensor:
-        """Normalised values; ``values``, ``features`` and ``total`` (the row's sum) share one shape."""
+        """Normalised values; ``values``, ``features`` and ``total`` (the row's sum) share one shape.
+
+        Not ``centred``: their distance from the normalised zero, which is what an entry adds to its feature's absence.
+        """
         if self.is_count:
             values = torch.log1p(values * (_TARGET_SUM / total.clamp(min=1e-6)))
-        if centred:
-            values = values - self.mean[features]
-        return (values * self.inverse_sd[features]).clamp(-_LIMIT, _LIMIT)
+        scaled = ((values - self.mean[features]) * self.inverse_sd[features]).clamp(-_LIMIT, _LIMIT)
+        return scaled if centred else scaled + self.centre[features]
+
+
+def centre(schema: ModalitySchema) -> Tensor:
+    """float32 [features]: how far the mean lies above zero, in sd and clipped as values are."""
+    return torch.tensor(schema.mean * schema.inverse_sd).clamp(-_LIMIT, _LIMIT)
 
 
 class FeatureBag(nn.Module):
@@ -52,9 +61,8 @@ class FeatureBag(nn.Module):
         spread = 0.0 if zero else n_features**-0.5
         self.explicit = schema.explicit
         self.weight = nn.Parameter(torch.randn(n_features, width) * spread)
-        centre = torch.tensor(schema.mean * schema.inverse_sd).clamp(-_LIMIT, _LIMIT)
         measured = torch.tensor(schema.measured(), dtype=torch.float32)
-        self.register_buffer("offset", measured * (0.0 if schema.explicit else centre))
+        self.register_buffer("offset", measured * (0.0 if schema.explicit else centre(schema)))
 
     def forward(self, indptr: Tensor, indices: Tensor, scaled: Tensor, panel_B: Tensor) -> Tensor:
         """``scaled`` [nnz] comes from :class:`FeatureScale`, centred only where the modality is explicit."""

@@ -206,8 +206,15 @@ def test_lookup_finds_the_first_stored_entry(batch: CSRBatch, data: st.DataObjec
             assert values[r, q] == (held[0] if held else 0)
 
 
+def test_lookup_of_each_rows_own_features_tells_stored_zeros_from_nothing() -> None:
+    matrix = CSRBatch(np.array([0, 2, 2, 3]), np.array([0, 2, 1], np.int32), np.array([5, 0, 7], np.float32), 3)
+    values, stored = lookup(matrix, [[2, 0, -1], [1, 1, 1], [0, 2, 1]])
+    assert values.tolist() == [[0, 5, 0], [0, 0, 0], [0, 0, 7]]
+    assert stored.tolist() == [[True, True, False], [False] * 3, [False, False, True]]
+
+
 def test_lookup_refuses_a_feature_that_is_not_there() -> None:
-    for features in ([4], [-2], [0.5]):
+    for features in ([4], [-2], [0.5], [[1]], 1):
         with pytest.raises(ValueError, match="features must"):
             lookup(_sparse(2, 4, 1), features)
 

@@ -9,7 +9,7 @@ from ican_ml.cohort.cohort import Cohort
 from ican_ml.encoding.csr import CSRBatch
 from ican_ml.inputs.assemble import CohortStates, assemble
 from ican_ml.inputs.encode import OmicsRows, PatientStates, collate, encode
-from ican_ml.inputs.regimens import Regimen, values_at
+from ican_ml.inputs.regimens import Regimen
 from ican_ml.inputs.schema import FIRST_KNOWN, UNKNOWN, InputSchema
 from ican_ml.records.store import RecordStore
 from ican_ml.records.vocabulary import Events
@@ -144,10 +144,3 @@ def test_a_row_is_the_same_alone_and_in_a_batch(
             where = tuple(slice(size) for size in values[0].shape)
             assert np.array_equal(padded[where], values[0]), name
             assert np.count_nonzero(padded) == np.count_nonzero(values[0]), name
-
-
-def test_values_at_tells_stored_zeros_from_nothing() -> None:
-    matrix = CSRBatch(np.array([0, 2, 2, 3]), np.array([0, 2, 1], np.int32), np.array([5, 0, 7], np.float32), 3)
-    values, stored = values_at(matrix, np.tile(np.array([2, 0, -1, 1]), (3, 1)))
-    assert values.tolist() == [[0, 5, 0, 0], [0, 0, 0, 0], [0, 0, 0, 7]]
-    assert stored.tolist() == [[True, True, False, False], [False] * 4, [False, False, False, True]]

@@ -147,3 +147,9 @@ def test_an_outcome_that_cannot_be_fitted_is_refused(
 def test_nonsense_in_the_configuration_is_refused() -> None:
     with pytest.raises(ValueError, match=r"inputs\.max_events: expected a whole number of at least 1, got 0"):
         InputConfig(max_events=0)
+
+
+def test_a_covariate_that_is_a_date_or_a_list_is_refused(sim_cohort: Cohort) -> None:
+    for name in ("prediction_time", "treatment"):
+        with pytest.raises(ValueError, match=f"expected numbers or text, got '{name}'"):
+            fit_schema(sim_cohort, None, sim_cohort.episodes, InputConfig(covariates=[name]), outcomes=[])

@@ -70,3 +70,13 @@ def test_normalised_values_are_bounded() -> None:
     schema = replace(modality("continuous", explicit=True), inverse_sd=np.full(FEATURES, 100, np.float32))
     scaled = FeatureScale(schema)(torch.tensor([1e6, -1e6]), torch.tensor([0, 1]), torch.ones(2))
     assert scaled.tolist() == [10.0, -10.0]
+
+
+def test_a_feature_far_above_zero_keeps_its_differences() -> None:
+    schema = modality("continuous", explicit=False)
+    schema = replace(schema, mean=np.full(FEATURES, 50, np.float32), inverse_sd=np.full(FEATURES, 1, np.float32))
+    values = np.full((3, FEATURES), 50, np.float32)
+    values[1, 0], values[2] = 52, np.nan
+    found, weight = bag_of(schema, values, [1, 1, 1])
+    np.testing.assert_allclose(found[1] - found[0], 2 * weight[0], atol=1e-4)
+    np.testing.assert_allclose(found[2], -10 * weight.sum(0), atol=1e-4)
