@@ -83,8 +83,7 @@ def run(config: RunConfig) -> Path:
     scores = [
         _score_fold(config, prepared, folder, name, stage) for name, stage in zip(prepared.splits, fitted, strict=True)
     ]
-    network, schema = load_fitted(fitted[0].folder, config)
-    difference = _export(network, schema, prepared, config, folder)
+    difference = _export(config, prepared, folder, fitted[0])
     _conclude(config, prepared, scores, folder, difference)
     return folder.root
 
@@ -182,6 +181,7 @@ def _fit_fold(config: RunConfig, prepared: Prepared, folder: RunFolder, name: st
         folder=stage.folder,
         seed=config.seed,
         subject=states.subject_id,
+        curve_file=folder.root / "logs" / f"{name}.csv",
         loggers=run_loggers(config.logger, folder.root, name),
     )
     close_loggers(folder.root)
@@ -250,17 +250,20 @@ def _encode(config: RunConfig, prepared: Prepared, name: str) -> tuple[InputSche
     return schema, states, PatientData(encoded=encoded, outcomes=arrays, rows=np.arange(encoded.n_rows))
 
 
-def _export(
-    network: PatientTransformer, schema: InputSchema, prepared: Prepared, config: RunConfig, folder: RunFolder
-) -> float:
+def _export(config: RunConfig, prepared: Prepared, folder: RunFolder, fitted: Stage) -> float:
     """Write the bundle, and prove it on invented and on real held-out patients; returns the largest difference."""
-    difference = export_bundle(network, schema, folder.root / "bundle")
+    bundle = folder.root / "bundle"
+    stage = folder.stage("export", fitted.key)
+    if stage.is_done and data_hash(bundle) == stage.result()["bundle"]:
+        return float(stage.result()["difference"])
+    network, schema = load_fitted(fitted.folder, config)
+    difference = export_bundle(network, schema, bundle)
     rows = next(iter(prepared.splits.values())).held_out[:256]
     states = assemble(prepared.cohort, prepared.store, prepared.episodes[rows], config.inputs.covariates)
     encoded = encode(schema, states.patients, backend=config.encoding.choice)
     batch = collate(encoded, np.arange(encoded.n_rows))
-    model = open_bundle(folder.root / "bundle").model
-    difference = max(difference, parity(model, network, [batch]))
+    difference = max(difference, parity(open_bundle(bundle).model, network, [batch]))
+    stage.finish({"bundle": data_hash(bundle), "difference": difference})
     _log.info("bundle written; ONNX and torch agree within %.1e", difference)
     return difference
 

@@ -1,7 +1,7 @@
 """The folder of a run: what may leave the secure environment lies in ``runs/<name>/``, what may not in ``private/``.
 
-Each stage leaves the key of its configuration and data beside its result, so that the same command goes on where it
-stopped and a stale result is never taken for a current one.
+Each stage leaves the key of its configuration, data and code beside its result, so that the same command goes on where
+it stopped and a stale result is never taken for a current one.
 """
 
 from __future__ import annotations
@@ -9,8 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from functools import cache
 from pathlib import Path
 from typing import Any
+
+import ican_ml
 
 RESULT = "done.json"
 
@@ -31,7 +34,7 @@ class RunFolder:
             shutil.rmtree(folder)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "key").write_text(key)
-        return Stage(folder)
+        return Stage(folder, key)
 
     def write_json(self, name: str, document: Any) -> None:
         """Write a result that may leave."""
@@ -41,8 +44,9 @@ class RunFolder:
 class Stage:
     """Work in progress, or done."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, key: str) -> None:
         self.folder = folder
+        self.key = key
 
     @property
     def is_done(self) -> bool:
@@ -61,14 +65,19 @@ class Stage:
 
 
 def stage_key(*parts: Any) -> str:
-    """One hash of JSON-like parts."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+    """One hash of JSON-like parts and of this package's code: another version of either never shares a result."""
+    return hashlib.sha256(json.dumps([_code_hash(), *parts], sort_keys=True, default=str).encode()).hexdigest()
 
 
-def data_hash(folder: Path) -> str:
-    """One hash of the names and bytes of all files below a folder."""
+@cache
+def _code_hash() -> str:
+    return data_hash(Path(ican_ml.__file__).parent, "*.py")
+
+
+def data_hash(folder: Path, pattern: str = "*") -> str:
+    """One hash of the names and bytes of all files below a folder that match the pattern."""
     total = hashlib.sha256()
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+    for path in sorted(p for p in folder.rglob(pattern) if p.is_file()):
         total.update(path.relative_to(folder).as_posix().encode() + b"\0")
         with path.open("rb") as file:
             total.update(hashlib.file_digest(file, "sha256").digest())

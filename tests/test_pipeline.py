@@ -15,6 +15,7 @@ import polars as pl
 import pytest
 
 from ican_ml import pipeline
+from ican_ml.bundle.export import export_bundle
 from ican_ml.config import (
     CohortConfig,
     EvaluationConfig,
@@ -97,6 +98,7 @@ def test_a_run_leaves_its_results(whole: Path) -> None:
     assert all(0 <= found["pooled"]["overall"]["metrics"]["auroc"]["estimate"] <= 1 for found in scorers.values())
     assert metrics_of(whole)["onnx_parity"] < 1e-4
     assert (whole / "report.html").read_text().startswith("<!")
+    assert (whole / "logs" / "split.csv").read_text().splitlines()[0] == "epoch,train_loss,tuning_loss"
     assert "results on held-out episodes" in (whole / "log.txt").read_text()
     assert {path.name for path in (whole / "bundle").iterdir()} >= {"model.onnx", "manifest.json", "schema.json"}
     assert (whole / "private" / "patient.json").exists()
@@ -138,6 +140,26 @@ def test_a_second_call_goes_on_and_a_changed_configuration_starts_anew(
     again = pipeline.run(replace(config, name="again"))
     assert (again / "metrics.json").read_bytes() == first
     assert fitted == ["split"] * 3
+
+
+def test_a_bundle_is_exported_again_only_where_it_is_not_the_one_that_was(
+    cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exported: list[Path] = []
+
+    def export(network: Any, schema: Any, folder: Path) -> float:
+        exported.append(folder)
+        return export_bundle(network, schema, folder)
+
+    monkeypatch.setattr(pipeline, "export_bundle", export)
+    monkeypatch.setattr(pipeline, "_ask_one_patient", lambda *_: None)
+    config = configured(cohort, tmp_path)
+    bundle = pipeline.run(config) / "bundle"
+    pipeline.run(config)
+    assert exported == [bundle]
+    (bundle / "model.onnx").write_bytes(b"another")
+    pipeline.run(config)
+    assert exported == [bundle] * 2
 
 
 def test_two_tasks_on_every_fold(cohort: Path, tmp_path: Path, quick: None) -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from ican_ml import run_folder
 from ican_ml.run_folder import RunFolder, data_hash, stage_key
 
 
@@ -60,6 +61,12 @@ def test_the_key_hears_every_part() -> None:
     key = stage_key({"a": 1, "b": [1, 2]}, "x")
     assert key == stage_key({"b": [1, 2], "a": 1}, "x")
     assert len({key, stage_key({"a": 1, "b": [2, 1]}, "x"), stage_key({"a": 1, "b": [1, 2]}, "y"), stage_key("x")}) == 4
+
+
+def test_the_key_hears_the_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    key = stage_key("x")
+    monkeypatch.setattr(run_folder, "_code_hash", lambda: "of another version")
+    assert stage_key("x") != key
 
 
 def test_the_hash_of_data_hears_bytes_and_names(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Where losses go: a CSV file always, Weights & Biases offline on request.
+"""Where losses go beside the run's own CSV file: Weights & Biases, offline and on request.
 
 wandb records host, user, arguments, paths, git state and all of the console unless each is turned off; here all are.
 """
@@ -8,29 +8,31 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+from lightning.pytorch.loggers import Logger, WandbLogger
 
 from ican_ml.training.config import LoggerConfig
 
 
 def run_loggers(config: LoggerConfig, root: Path, fold: str) -> list[Logger]:
-    """Loggers of one fold; files lie in ``root/logs``."""
+    """Loggers of one fold; files lie in ``root/logs``. What a killed run left there of the machine is removed."""
     logs = root / "logs"
-    loggers: list[Logger] = [CSVLogger(logs, name=fold, version="")]
-    if config.wandb:
-        loggers.append(_offline_wandb(logs, config.project, fold))
-    return loggers
+    _remove_debug_logs(logs)
+    return [_offline_wandb(logs, config.project, fold)] if config.wandb else []
 
 
 def close_loggers(root: Path) -> None:
     """End the open Weights & Biases run, if any, and remove its debug logs: they hold absolute paths and user names."""
-    logs = root / "logs" / "wandb"
-    if not logs.exists():
+    logs = root / "logs"
+    if not (logs / "wandb").exists():
         return
     import wandb
 
     wandb.finish()
-    for path in logs.rglob("debug*.log"):
+    _remove_debug_logs(logs)
+
+
+def _remove_debug_logs(logs: Path) -> None:
+    for path in (logs / "wandb").rglob("debug*.log"):
         path.unlink()
 
 

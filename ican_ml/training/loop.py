@@ -6,6 +6,7 @@ import logging
 import sys
 import time
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,14 +36,15 @@ class FitResult:
 
 
 class _Progress(Callback):
-    """Collects losses by epoch, says them in one plain line each, and saves what Lightning does not.
+    """Collects losses by epoch, tells them in plain lines and as CSV, and saves what Lightning does not.
 
     That is: these losses, the running one of an unfinished epoch, the loader's place at the end of an epoch, and that
     training had stopped early.
     """
 
-    def __init__(self, loader: PatientLoader) -> None:
+    def __init__(self, loader: PatientLoader, curve_file: Path | None) -> None:
         self.rows: list[dict[str, float]] = []
+        self._curve_file = curve_file
         self._loader = loader
         self._loss = self._patients = 0.0
         self._start = time.monotonic()
@@ -63,6 +65,10 @@ class _Progress(Callback):
         }
         self._loss = self._patients = 0.0
         self.rows.append({"epoch": trainer.current_epoch + 1, **losses})
+        if self._curve_file is not None:
+            lines = [",".join(self.rows[0]), *(",".join(map(str, row.values())) for row in self.rows)]
+            self._curve_file.parent.mkdir(parents=True, exist_ok=True)
+            self._curve_file.write_text("\n".join(lines) + "\n")
         _log.info(
             "epoch %d/%d  train loss %.4f  tuning loss %.4f  (%.0f s)",
             trainer.current_epoch + 1,
@@ -91,12 +97,13 @@ def fit(
     trainer: TrainerConfig,
     folder: Path,
     seed: int,
-    loggers: list[lightning.pytorch.loggers.Logger] | None = None,
+    curve_file: Path | None = None,
+    loggers: Sequence[lightning.pytorch.loggers.Logger] = (),
 ) -> FitResult:
     """Fit on ``train``, stop by ``tuning``; the state to resume from lives in ``folder``.
 
     ``subject`` [N] says whose state each patient is. A ``last.ckpt`` in ``folder`` is gone on from: the
-    caller removes it when configuration or data have changed.
+    caller removes it when configuration or data have changed. ``curve_file`` gets the losses by epoch as CSV.
     """
     if trainer.threads:
         torch.set_num_threads(trainer.threads)
@@ -111,7 +118,7 @@ def fit(
     train = cross_fit(network, train, subject, strength=wide.strength, seed=seed)
     loader = PatientLoader(train, batch_size=training.batch_size, seed=seed)
     module = PatientModule(network, training, steps=len(loader) * training.epochs)
-    progress = _Progress(loader)
+    progress = _Progress(loader, curve_file)
     checkpoints = [
         ModelCheckpoint(folder, filename="best", monitor="tuning_loss", save_last=False, enable_version_counter=False),
         ModelCheckpoint(
@@ -154,7 +161,7 @@ def fit(
             max_epochs=training.epochs,
             gradient_clip_val=training.gradient_clip,
             callbacks=callbacks,
-            logger=loggers or False,
+            logger=list(loggers) or False,
             enable_progress_bar=on_terminal,
             enable_model_summary=False,
             num_sanity_val_steps=0,
