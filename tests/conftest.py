@@ -121,7 +121,7 @@ def sim_network(sim_schema: "InputSchema") -> "PatientTransformer":
         with torch.no_grad():
             for name, parameter in network.named_parameters():
                 if not parameter.any():
-                    parameter.normal_(std=0.2 if name.startswith("heads") else 0.02)
+                    parameter.normal_(std=0.2 if ".heads." in name else 0.02)
             for part in network.modules():
                 if isinstance(part, torch.nn.Embedding) and part.padding_idx is not None:
                     part.weight[part.padding_idx] = 0

@@ -16,53 +16,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ican_ml.inputs.schema import FIRST_KNOWN, InputSchema, Task
-from ican_ml.model.blocks import Block, input_layer
-from ican_ml.model.omics import FeatureBag, FeatureScale, OmicsEmbedding
-from ican_ml.model.record import RecordEmbedding
-from ican_ml.model.treatment import TargetState, TreatmentQuery
+from ican_ml.inputs.schema import FIRST_KNOWN, InputSchema
+from ican_ml.model.blocks import input_layer
+from ican_ml.model.deep import Batch, DeepPath, ModelConfig, Scaled, head_width
+from ican_ml.model.omics import FeatureBag, FeatureScale
+from ican_ml.model.treatment import TargetState
 
-Batch = dict[str, Tensor]
-_PATIENT_FACTORS = 8
+__all__ = ["Batch", "ModelConfig", "PatientTransformer"]
+
 _FEATURES_AT_PAR = 64
-
-
-@dataclass(kw_only=True, slots=True)
-class ModelConfig:
-    """Size and regularisation of the network. ``width`` must be divisible by ``heads``."""
-
-    width: int = 32
-    heads: int = 4
-    omics_layers: int = 1
-    record_layers: int = 0
-    fusion_layers: int = 1
-    query_layers: int = 1
-    bottleneck_tokens: int = 8
-    dropout: float = 0.3
-    modality_dropout: float = 0.05
-    identity_dropout: float = 0.1
-    deep: bool = True
-
-    def __post_init__(self) -> None:
-        if self.width < 1 or self.heads < 1 or self.width % self.heads:
-            raise ValueError(f"model.width: expected a multiple of model.heads ({self.heads}), got {self.width}")
-        for name in ("omics_layers", "record_layers", "fusion_layers", "query_layers", "bottleneck_tokens"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"model.{name}: expected a number of at least 0, got {getattr(self, name)}")
-        for name in ("dropout", "modality_dropout", "identity_dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"model.{name}: expected a probability in [0, 1), got {getattr(self, name)}")
-
-
-def head_width(task: Task) -> int:
-    """Outputs of a task's deep head: logit, hazard logit by interval, or mean and log variance."""
-    return {"binary": 1, "regression": 2, "survival": len(task.edges)}[task.kind]
 
 
 class WidePath(nn.Module):
@@ -107,90 +75,52 @@ class PatientTransformer(nn.Module):
 
     def __init__(self, config: ModelConfig, schema: InputSchema) -> None:
         super().__init__()
-        width, heads, dropout = config.width, config.heads, config.dropout
         self.tasks = schema.tasks
         self.modality_dropout = config.modality_dropout
-        self.is_deep = config.deep
         self.scales = nn.ModuleDict({m.name: FeatureScale(m) for m in schema.modalities})
         self.explicit = {m.name: m.explicit for m in schema.modalities}
         self.target_state = TargetState([torch.tensor(schema.feature_of_gene(m)) for m in schema.modalities])
         self.wide = WidePath(schema)
         self.bias = nn.ParameterDict({t.name: nn.Parameter(torch.zeros(head_width(t))) for t in schema.tasks})
-        if not config.deep:
-            return
-        self.genes = nn.Embedding(schema.n_genes, width, padding_idx=0)
-        nn.init.normal_(self.genes.weight[1:], std=0.02)
-        self.omics = nn.ModuleDict(
-            {m.name: OmicsEmbedding(m, schema.gene_id, width, dropout) for m in schema.modalities}
-        )
-        n_codes = schema.vocabulary.n_ids if schema.vocabulary else FIRST_KNOWN
-        self.record = RecordEmbedding(n_codes, len(schema.summary_names), width, dropout)
-        self.encoders = nn.ModuleDict(
-            {
-                name: nn.ModuleList(Block(width, heads, dropout) for _ in range(layers))
-                for name, layers in [*((m, config.omics_layers) for m in self.omics), ("record", config.record_layers)]
-            }
-        )
-        self.context_norm = nn.LayerNorm(width)
-        self.fused_norm = nn.LayerNorm(width)
-        self.bottleneck = nn.Parameter(torch.randn(config.bottleneck_tokens, width) * 0.02)
-        self.fusion = nn.ModuleList(Block(width, heads, dropout) for _ in range(config.fusion_layers))
-        self.treatment = TreatmentQuery(
-            len(schema.drugs) + FIRST_KNOWN,
-            len(schema.classes) + FIRST_KNOWN,
-            len(schema.modalities),
-            width,
-            dropout,
-            config.identity_dropout,
-        )
-        self.patient = nn.Sequential(
-            nn.Dropout(dropout),
-            input_layer(len(schema.summary_names), _PATIENT_FACTORS),
-            nn.Linear(_PATIENT_FACTORS, width),
-        )
-        self.score = nn.Linear(len(schema.tasks), width)
-        self.query_norm = nn.LayerNorm(width)
-        self.query_blocks = nn.ModuleList(Block(width, heads, dropout) for _ in range(config.query_layers))
-        self.heads = nn.ModuleDict({task.name: self._head(width, head_width(task), dropout) for task in schema.tasks})
-
-    @staticmethod
-    def _head(width: int, outputs: int, dropout: float) -> nn.Sequential:
-        last = nn.Linear(width, outputs)
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
-        return nn.Sequential(
-            nn.Linear(3 * width, 2 * width),
-            nn.GELU(),
-            nn.Dropout(dropout),
-            nn.Linear(2 * width, width),
-            nn.GELU(),
-            last,
-        )
+        self.members = nn.ModuleList(DeepPath(config, schema) for _ in range(config.members if config.deep else 0))
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Binary ``[B, R]`` logits, survival ``[B, R, bins]`` hazard logits, regression ``[B, R, 2]``.
 
-        In training the batch may bring the linear scores (see :func:`ican_ml.training.wide.cross_fit`).
+        The mean of the members.
         """
-        if self.training and self.modality_dropout > 0:
-            batch = self._drop_modalities(batch)
-        scaled, state_BRGM = self.normalise(batch)
+        wide_BRN, deep = self._paths(batch)
+        mean = {task.name: torch.stack([each[task.name] for each in deep]).mean(0) for task in self.tasks if deep}
+        return self.outputs(wide_BRN, mean)
+
+    def member_outputs(self, batch: Batch) -> list[dict[str, Tensor]]:
+        """The outputs of each member alone: what it is trained on.
+
+        The batch may bring the linear scores (see :func:`ican_ml.training.wide.cross_fit`).
+        """
+        wide_BRN, deep = self._paths(batch)
+        return [self.outputs(wide_BRN, each) for each in deep]
+
+    def _paths(self, batch: Batch) -> tuple[Tensor, list[dict[str, Tensor]]]:
+        """Linear scores, and what each member adds to them."""
+        features, state_BRGM = self.normalise(batch)
         if "wide_patient" in batch:
             patient_BN, treatment_BRN = batch["wide_patient"], batch["wide_treatment"][:, : state_BRGM.shape[1]]
         else:
-            patient_BN, treatment_BRN = self.wide(batch, scaled, state_BRGM)
-        deep = self._deep(batch, scaled, state_BRGM, patient_BN.detach()) if self.is_deep else {}
-        return self.outputs(patient_BN[:, None] + treatment_BRN, deep)
+            patient_BN, treatment_BRN = self.wide(batch, features, state_BRGM)
+        scaled = Scaled(features=features, tokens=self._scale_tokens(batch), state=state_BRGM)
+        deep = []
+        for member in self.members:
+            drops = self.training and self.modality_dropout > 0
+            seen = self._drop_modalities(batch, scaled) if drops else (batch, scaled)
+            deep.append(member(*seen, patient_BN.detach()))
+        return patient_BN[:, None] + treatment_BRN, deep
 
     def input_tables(self) -> Iterator[nn.Parameter]:
         """Weights on single features, codes and summary columns: many, seldom seen, and so decayed more strongly."""
-        if self.is_deep:
-            names = [
-                *(f"omics.{name}.bag.weight" for name in self.omics),
-                "record.summary.1.weight",
-                "patient.1.weight",
-            ]
-            yield from map(self.get_parameter, names)
+        for member in self.members:
+            assert isinstance(member, DeepPath)
+            yield from member.input_tables()
 
     def normalise(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
         """Normalised values of every stored feature by modality, and of the target genes ``[B, R, G, M]``."""
@@ -225,65 +155,26 @@ class PatientTransformer(nn.Module):
             scaled[name] = scale(batch[f"{name}_values"], batch[f"{name}_indices"], total, centred=self.explicit[name])
         return scaled
 
-    def _deep(self, batch: Batch, scaled: dict[str, Tensor], state_BRGM: Tensor, score_BN: Tensor) -> dict[str, Tensor]:
-        tokens: list[Tensor] = []
-        masks: list[Tensor] = []
-        for name, embed in self.omics.named_children():
-            assert isinstance(embed, OmicsEmbedding)
-            panel_B, tokens_BK = batch[f"{name}_panel"], batch[f"{name}_tokens"]
-            bag_BW = embed.bag(batch[f"{name}_indptr"], batch[f"{name}_indices"], scaled[name], panel_B)
-            scaled_BK = self.scales[name](
-                batch[f"{name}_token_values"], (tokens_BK - 1).clamp(min=0), batch[f"{name}_total"][:, None]
+    def _scale_tokens(self, batch: Batch) -> dict[str, Tensor]:
+        return {
+            name: scale(
+                batch[f"{name}_token_values"],
+                (batch[f"{name}_tokens"] - 1).clamp(min=0),
+                batch[f"{name}_total"][:, None],
             )
-            embedded_BTW, mask_BT = embed(self.genes, bag_BW, tokens_BK, scaled_BK, panel_B)
-            tokens.append(self._encode(name, embedded_BTW, mask_BT))
-            masks.append(mask_BT)
-        embedded_BTW, mask_BT = self.record(
-            batch["event_code"],
-            batch["event_value"],
-            batch["event_has_value"],
-            batch["event_gap"],
-            batch["event_age"],
-            batch["summary"],
-        )
-        tokens.append(self._encode("record", embedded_BTW, mask_BT))
-        masks.append(mask_BT)
-        context_BTW, mask_BT = self.context_norm(torch.cat(tokens, dim=1)), torch.cat(masks, dim=1)
-        fused_BZW = self.bottleneck.expand(context_BTW.shape[0], -1, -1)
-        for block in self.fusion:
-            fused_BZW = block(fused_BZW, mask_BT, context_BTW)
-        context_BTW = torch.cat([self.fused_norm(fused_BZW), context_BTW], dim=1)
-        mask_BT = functional.pad(mask_BT, (self.bottleneck.shape[0], 0), value=True)
-        query_BRW, target_BRW = self.treatment(
-            self.genes,
-            batch["treatment_drug"],
-            batch["treatment_class"],
-            batch["treatment_gene"],
-            state_BRGM,
-            batch["treatment_state_known"],
-        )
-        for block in self.query_blocks:
-            query_BRW = block(query_BRW, mask_BT, context_BTW)
-        patient_B1W = (self.patient(batch["summary"]) + self.score(score_BN))[:, None]
-        joint_BRW = torch.cat([self.query_norm(query_BRW), target_BRW, patient_B1W.expand_as(target_BRW)], dim=-1)
-        return {name: head(joint_BRW) for name, head in self.heads.items()}
+            for name, scale in self.scales.items()
+        }
 
-    def _encode(self, name: str, tokens_BTW: Tensor, mask_BT: Tensor) -> Tensor:
-        """Run a modality's encoder; a patient without it attends to its first token, which the fusion then masks."""
-        any_BT = torch.cat([torch.ones_like(mask_BT[:, :1]), mask_BT[:, 1:]], dim=1)
-        for block in self.encoders.get_submodule(name).children():
-            tokens_BTW = block(tokens_BTW, any_BT)
-        return tokens_BTW
-
-    def _drop_modalities(self, batch: Batch) -> Batch:
+    def _drop_modalities(self, batch: Batch, scaled: Scaled) -> tuple[Batch, Scaled]:
         """Whole modalities at random, at the targets of the treatments too; the summary always stays."""
         dropped = dict(batch)
         known_BRGM = batch["treatment_state_known"]
         kept_BM = torch.rand(len(known_BRGM), known_BRGM.shape[-1], device=known_BRGM.device) >= self.modality_dropout
         for m, name in enumerate(self.scales):
             dropped[f"{name}_panel"] = batch[f"{name}_panel"] * kept_BM[:, m]
-        dropped["treatment_state_known"] = known_BRGM * kept_BM[:, None, None]
-        return dropped
+        kept_B11M = kept_BM[:, None, None]
+        dropped["treatment_state_known"] = known_BRGM * kept_B11M
+        return dropped, replace(scaled, state=scaled.state * kept_B11M)
 
 
 def _expand_rows(values_B: Tensor, indptr: Tensor, indices: Tensor) -> Tensor:

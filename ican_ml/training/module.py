@@ -27,8 +27,9 @@ class PatientModule(lightning.LightningModule):
         self._random_state: Tensor | None = None
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
-        """Loss of one batch."""
-        loss = total_loss(self.network.tasks, self.network(batch), batch)
+        """Loss of one batch: the mean of the members' own."""
+        members = self.network.member_outputs(batch)
+        loss = torch.stack([total_loss(self.network.tasks, outputs, batch) for outputs in members]).mean()
         self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(batch["summary"]))
         return loss
 

@@ -172,7 +172,7 @@ def test_gradients_reach_every_parameter(sim_schema: InputSchema, batch: Batch) 
     torch.manual_seed(1)
     network = PatientTransformer(SMALL, sim_schema).eval()
     with torch.no_grad():
-        for parameter in (*network.wide.parameters(), *network.heads.parameters()):
+        for parameter in (*network.wide.parameters(), *network.members[0].heads.parameters()):
             parameter.add_(torch.randn_like(parameter) * 0.1)
     torch.stack([(output * torch.randn_like(output)).sum() for output in network(batch).values()]).sum().backward()
     unreached = {name for name, p in network.named_parameters() if p.grad is None or not p.grad.any()}
@@ -197,11 +197,24 @@ def test_regularisation_rests_when_answering(sim_schema: InputSchema, batch: Bat
     network = PatientTransformer(replace(SMALL, modality_dropout=0.5, identity_dropout=0.5), sim_schema)
     plain = PatientTransformer(replace(SMALL, dropout=0.0), sim_schema).eval()
     with torch.no_grad():
-        for parameter in (*network.wide.parameters(), *network.heads.parameters()):
+        for parameter in (*network.wide.parameters(), *network.members[0].heads.parameters()):
             parameter.normal_(std=0.1)
     plain.load_state_dict(network.state_dict())
     assert not torch.equal(network(batch)["response"], network(batch)["response"])
     assert_same(answers(network.eval(), batch), answers(plain, batch))
+
+
+def test_the_answer_is_the_mean_of_the_members(sim_schema: InputSchema, batch: Batch) -> None:
+    torch.manual_seed(1)
+    network = PatientTransformer(replace(SMALL, members=3), sim_schema).eval()
+    with torch.no_grad():
+        for member in network.members:
+            for parameter in member.heads.parameters():
+                parameter.normal_(std=0.1)
+        each = network.member_outputs(batch)
+    assert not torch.equal(each[0]["response"], each[1]["response"])
+    mean = {name: torch.stack([outputs[name] for outputs in each]).mean(0) for name in each[0]}
+    assert_same(answers(network, batch), mean)
 
 
 @pytest.mark.parametrize(
@@ -215,6 +228,7 @@ def test_regularisation_rests_when_answering(sim_schema: InputSchema, batch: Bat
         ({"identity_dropout": 2.0}, "model.identity_dropout"),
         ({"omics_layers": -1}, "model.omics_layers"),
         ({"query_layers": -1}, "model.query_layers"),
+        ({"members": 0}, "model.members"),
         ({"bottleneck_tokens": -1}, "model.bottleneck_tokens"),
     ],
 )

@@ -78,7 +78,7 @@ def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
 def test_the_seed_decides(fitter: Fitter, whole: FitResult, tmp_path: Path) -> None:
     assert_same(fitter(tmp_path / "again"), whole)
     other = fitter(tmp_path / "other", seed=6)
-    assert not torch.equal(other.network.context_norm.weight, whole.network.context_norm.weight)
+    assert not torch.equal(other.network.members[0].context_norm.weight, whole.network.members[0].context_norm.weight)
 
 
 def test_a_fit_tells_its_losses(whole: FitResult) -> None:

@@ -1,0 +1,189 @@
+"""The deep path: tokens -> encoders -> bottleneck -> treatment queries -> what the heads add to the linear scores.
+
+Shapes: B patients, R regimens, K feature tokens, T tokens, W width, G target genes, M modalities, N tasks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ican_ml.inputs.schema import FIRST_KNOWN, InputSchema, Task
+from ican_ml.model.blocks import Block, input_layer
+from ican_ml.model.omics import OmicsEmbedding
+from ican_ml.model.record import RecordEmbedding
+from ican_ml.model.treatment import TreatmentQuery
+
+Batch = dict[str, Tensor]
+_PATIENT_FACTORS = 8
+
+
+@dataclass(kw_only=True, slots=True)
+class ModelConfig:
+    """Size and regularisation of the network.
+
+    ``width`` must be divisible by ``heads``. ``members`` deep paths, each with its own start and dropout, are trained
+    side by side and averaged (Lakshminarayanan et al. 2017, arXiv:1612.01474).
+    """
+
+    width: int = 32
+    heads: int = 4
+    omics_layers: int = 1
+    record_layers: int = 0
+    fusion_layers: int = 1
+    query_layers: int = 1
+    bottleneck_tokens: int = 8
+    dropout: float = 0.3
+    modality_dropout: float = 0.05
+    identity_dropout: float = 0.1
+    deep: bool = True
+    members: int = 1
+
+    def __post_init__(self) -> None:
+        if self.width < 1 or self.heads < 1 or self.width % self.heads:
+            raise ValueError(f"model.width: expected a multiple of model.heads ({self.heads}), got {self.width}")
+        for name in ("omics_layers", "record_layers", "fusion_layers", "query_layers", "bottleneck_tokens"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"model.{name}: expected a number of at least 0, got {getattr(self, name)}")
+        if self.members < 1:
+            raise ValueError(f"model.members: expected a number of at least 1, got {self.members}")
+        for name in ("dropout", "modality_dropout", "identity_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"model.{name}: expected a probability in [0, 1), got {getattr(self, name)}")
+
+
+def head_width(task: Task) -> int:
+    """Outputs of a task's deep head: logit, hazard logit by interval, or mean and log variance."""
+    return {"binary": 1, "regression": 2, "survival": len(task.edges)}[task.kind]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scaled:
+    """Normalised values of a batch, by modality.
+
+    Attributes
+    ----------
+    features
+        [nnz] of every stored feature.
+    tokens
+        [B, K] of the features that are tokens.
+    state
+        [B, R, G, M] of the treatments' target genes.
+    """
+
+    features: Mapping[str, Tensor]
+    tokens: Mapping[str, Tensor]
+    state: Tensor
+
+
+class DeepPath(nn.Module):
+    """One member of the network's ensemble; its heads start at zero."""
+
+    def __init__(self, config: ModelConfig, schema: InputSchema) -> None:
+        super().__init__()
+        width, heads, dropout = config.width, config.heads, config.dropout
+        self.genes = nn.Embedding(schema.n_genes, width, padding_idx=0)
+        nn.init.normal_(self.genes.weight[1:], std=0.02)
+        self.omics = nn.ModuleDict(
+            {m.name: OmicsEmbedding(m, schema.gene_id, width, dropout) for m in schema.modalities}
+        )
+        n_codes = schema.vocabulary.n_ids if schema.vocabulary else FIRST_KNOWN
+        self.record = RecordEmbedding(n_codes, len(schema.summary_names), width, dropout)
+        self.encoders = nn.ModuleDict(
+            {
+                name: nn.ModuleList(Block(width, heads, dropout) for _ in range(layers))
+                for name, layers in [*((m, config.omics_layers) for m in self.omics), ("record", config.record_layers)]
+            }
+        )
+        self.context_norm = nn.LayerNorm(width)
+        self.fused_norm = nn.LayerNorm(width)
+        self.bottleneck = nn.Parameter(torch.randn(config.bottleneck_tokens, width) * 0.02)
+        self.fusion = nn.ModuleList(Block(width, heads, dropout) for _ in range(config.fusion_layers))
+        self.treatment = TreatmentQuery(
+            len(schema.drugs) + FIRST_KNOWN,
+            len(schema.classes) + FIRST_KNOWN,
+            len(schema.modalities),
+            width,
+            dropout,
+            config.identity_dropout,
+        )
+        self.patient = nn.Sequential(
+            nn.Dropout(dropout),
+            input_layer(len(schema.summary_names), _PATIENT_FACTORS),
+            nn.Linear(_PATIENT_FACTORS, width),
+        )
+        self.score = nn.Linear(len(schema.tasks), width)
+        self.query_norm = nn.LayerNorm(width)
+        self.query_blocks = nn.ModuleList(Block(width, heads, dropout) for _ in range(config.query_layers))
+        self.heads = nn.ModuleDict({task.name: self._head(width, head_width(task), dropout) for task in schema.tasks})
+
+    @staticmethod
+    def _head(width: int, outputs: int, dropout: float) -> nn.Sequential:
+        last = nn.Linear(width, outputs)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        return nn.Sequential(
+            nn.Linear(3 * width, 2 * width),
+            nn.GELU(),
+            nn.Dropout(dropout),
+            nn.Linear(2 * width, width),
+            nn.GELU(),
+            last,
+        )
+
+    def forward(self, batch: Batch, scaled: Scaled, score_BN: Tensor) -> dict[str, Tensor]:
+        """What each task's head adds: [B, R, outputs]. ``score_BN`` are the patients' linear scores."""
+        tokens: list[Tensor] = []
+        masks: list[Tensor] = []
+        for name, embed in self.omics.named_children():
+            assert isinstance(embed, OmicsEmbedding)
+            panel_B, tokens_BK = batch[f"{name}_panel"], batch[f"{name}_tokens"]
+            bag_BW = embed.bag(batch[f"{name}_indptr"], batch[f"{name}_indices"], scaled.features[name], panel_B)
+            embedded_BTW, mask_BT = embed(self.genes, bag_BW, tokens_BK, scaled.tokens[name], panel_B)
+            tokens.append(self._encode(name, embedded_BTW, mask_BT))
+            masks.append(mask_BT)
+        embedded_BTW, mask_BT = self.record(
+            batch["event_code"],
+            batch["event_value"],
+            batch["event_has_value"],
+            batch["event_gap"],
+            batch["event_age"],
+            batch["summary"],
+        )
+        tokens.append(self._encode("record", embedded_BTW, mask_BT))
+        masks.append(mask_BT)
+        context_BTW, mask_BT = self.context_norm(torch.cat(tokens, dim=1)), torch.cat(masks, dim=1)
+        fused_BZW = self.bottleneck.expand(context_BTW.shape[0], -1, -1)
+        for block in self.fusion:
+            fused_BZW = block(fused_BZW, mask_BT, context_BTW)
+        context_BTW = torch.cat([self.fused_norm(fused_BZW), context_BTW], dim=1)
+        mask_BT = functional.pad(mask_BT, (self.bottleneck.shape[0], 0), value=True)
+        query_BRW, target_BRW = self.treatment(
+            self.genes,
+            batch["treatment_drug"],
+            batch["treatment_class"],
+            batch["treatment_gene"],
+            scaled.state,
+            batch["treatment_state_known"],
+        )
+        for block in self.query_blocks:
+            query_BRW = block(query_BRW, mask_BT, context_BTW)
+        patient_B1W = (self.patient(batch["summary"]) + self.score(score_BN))[:, None]
+        joint_BRW = torch.cat([self.query_norm(query_BRW), target_BRW, patient_B1W.expand_as(target_BRW)], dim=-1)
+        return {name: head(joint_BRW) for name, head in self.heads.items()}
+
+    def input_tables(self) -> Iterator[nn.Parameter]:
+        """Weights on single features, codes and summary columns: many, seldom seen, and so decayed more strongly."""
+        names = [*(f"omics.{name}.bag.weight" for name in self.omics), "record.summary.1.weight", "patient.1.weight"]
+        yield from map(self.get_parameter, names)
+
+    def _encode(self, name: str, tokens_BTW: Tensor, mask_BT: Tensor) -> Tensor:
+        """Run a modality's encoder; a patient without it attends to its first token, which the fusion then masks."""
+        any_BT = torch.cat([torch.ones_like(mask_BT[:, :1]), mask_BT[:, 1:]], dim=1)
+        for block in self.encoders.get_submodule(name).children():
+            tokens_BTW = block(tokens_BTW, any_BT)
+        return tokens_BTW
