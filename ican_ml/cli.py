@@ -1,6 +1,7 @@
-"""The ``ican`` command: simulate a cohort, predict from a bundle, verify one. (Training is ``python train.py``.)
+"""The ``ican`` command: simulate a cohort; predict from a bundle, evaluate or verify one. (To train: ``train.py``.)
 
-``ican predict`` and ``ican verify`` need numpy and onnxruntime alone: each command imports what it uses when it runs.
+For one patient ``ican predict`` and ``ican verify`` need numpy and onnxruntime alone: each command imports what it uses
+when it runs.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import sys
 from collections.abc import Sequence
 
 import ican_ml
-from ican_ml.commands import predict, simulate, verify
+from ican_ml.commands import evaluate, predict, simulate, verify
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -28,7 +29,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="ican", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--version", action="version", version=f"ican_ml {ican_ml.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (simulate, predict, verify):
+    for command in (simulate, predict, evaluate, verify):
         command.add(commands)
     return parser
 

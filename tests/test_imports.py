@@ -31,6 +31,7 @@ ROOMS = (
     ("bundle",),
     ("serving",),
     ("config", "results", "run_folder"),
+    ("transfer",),
     ("pipeline",),
     ("commands",),
     ("cli",),
@@ -49,6 +50,9 @@ SERVING_MODULES = (
     "ican_ml.records.aggregates",
     "ican_ml.records.vocabulary",
 )
+# Whole cohorts are predicted and evaluated with the cohort's readers, without torch.
+COHORT_LIBRARIES = {"anndata", "h5py", "onnxruntime", "pandas", "polars", "pyarrow", "scipy", "tqdm"}
+COHORT_MODULES = ("ican_ml.serving.align", "ican_ml.serving.cohort", "ican_ml.transfer")
 # What training may use and serving, encoding and the model may not, or only in the file made for it.
 TRAINING_LIBRARIES = {
     *("anndata", "hydra", "lightning", "omegaconf", "pandas", "polars", "pyarrow", "pytorch_lightning", "wandb"),
@@ -161,13 +165,22 @@ def test_rooms_import_only_rooms_before_them(module: str) -> None:
 
 
 def test_serving_loads_only_numpy_and_onnxruntime() -> None:
-    modules = [*SERVING_MODULES, *_modules("serving")]
+    modules = [*SERVING_MODULES, *(name for name in _modules("serving") if name not in COHORT_MODULES)]
     loaded = _load(modules)
     assert _unexpected(loaded, SERVING_LIBRARIES) == {}
 
     reached = {name for names in loaded.values() for name in names if name.partition(".")[0] == "ican_ml"}
     assert reached.issuperset(modules)
     assert _written(sorted(reached), HEAVY_LIBRARIES) == [], "an import inside a function counts too"
+
+
+def test_whole_cohorts_are_served_without_training_libraries() -> None:
+    loaded = _load(COHORT_MODULES)
+    reached = {name for names in loaded.values() for name in names if name.partition(".")[0] == "ican_ml"}
+    assert reached.issuperset(COHORT_MODULES)
+    assert _written(sorted(reached), (HEAVY_LIBRARIES | {"sklearn"}) - COHORT_LIBRARIES - {"cupy", "numba"}) == []
+    forbidden = {"torch", "lightning", "hydra", "omegaconf", "wandb", "sklearn", "xgboost", "onnx"}
+    assert {library for names in loaded.values() for library in _libraries(names)} & forbidden == set()
 
 
 def test_inputs_need_no_torch() -> None:

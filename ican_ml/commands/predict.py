@@ -1,4 +1,7 @@
-"""``ican predict``: rank treatments for one patient. NumPy and onnxruntime are enough."""
+"""``ican predict``: rank treatments for one patient, or predict every episode of a cohort.
+
+One patient needs NumPy and onnxruntime, a cohort the extra ``cohort``; neither needs torch.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +19,19 @@ def add(commands: Commands) -> None:
     """Declare the command."""
     parser = commands.add_parser(
         "predict",
-        help="rank treatments for one patient",
-        epilog="example: ican predict runs/demo/bundle patient.json --treatment EGF-101 --treatment RAF-101+MEK-101",
+        help="rank treatments for one patient, or predict every episode of a cohort",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="examples:\n"
+        "  ican predict runs/demo/bundle patient.json --treatment EGF-101 --treatment RAF-101+MEK-101\n"
+        "  ican predict runs/demo/bundle cohorts/other --out predictions.parquet",
     )
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder of the bundle")
-    parser.add_argument("patient", type=Path, metavar="PATIENT.json", help="patient, as ican_ml.inputs.patient says")
+    parser.add_argument(
+        "patient",
+        type=Path,
+        metavar="PATIENT.json|COHORT",
+        help="patient, as ican_ml.inputs.patient says, or folder of a cohort",
+    )
     parser.add_argument(
         "--treatment",
         action="append",
@@ -29,10 +40,42 @@ def add(commands: Commands) -> None:
         help="drugs joined by +, inhibitor:GENE for a virtual inhibitor; repeatable; none if the model has none",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE.parquet",
+        help="of a cohort: where its predictions go. The file holds subject ids: keep it where the cohort may lie",
+    )
+    parser.add_argument("--task", metavar="FAMILY", help="of a cohort: the episodes whose task column says so")
     parser.set_defaults(run=_run, extra="serve")
 
 
 def _run(parsed: argparse.Namespace) -> None:
+    if parsed.patient.is_dir():
+        _predict_cohort(parsed)
+    else:
+        _predict_patient(parsed)
+
+
+def _predict_cohort(parsed: argparse.Namespace) -> None:
+    if parsed.treatment or parsed.json:
+        raise ValueError(
+            "--treatment, --json: expected with a PATIENT.json only; a cohort's episodes say what they ask"
+        )
+    if parsed.out is None or parsed.out.suffix != ".parquet":
+        raise ValueError(f"--out: expected a file for the predictions that ends in .parquet, got {parsed.out}")
+    parsed.extra = "cohort"
+    from ican_ml.serving.cohort import predict_cohort, write_predictions
+
+    found = predict_cohort(parsed.bundle, parsed.patient, family=parsed.task)
+    write_predictions(found, parsed.out)
+    print(f"{found.shift['episodes']:,} episodes of {found.shift['subjects']:,} subjects predicted")
+    print("the file holds subject ids; `ican evaluate` sums up what its note_ columns say of each episode")
+
+
+def _predict_patient(parsed: argparse.Namespace) -> None:
+    if parsed.out or parsed.task:
+        raise ValueError("--out, --task: expected with the folder of a cohort only; it is no folder")
     from ican_ml.serving.predictor import Predictor
 
     try:
