@@ -24,12 +24,17 @@ class Kind(Enum):
 
 
 class Method(Enum):
-    """Ways to split: by the file's ``split`` column, one fold held out, every fold in turn, or by subject hash."""
+    """Ways to split: by the file's ``split`` column, one fold held out, every fold in turn, by subject hash, one
+    indication, site or drug held out, or by time."""
 
     file = "file"
     fold = "fold"
     folds = "folds"
     hash = "hash"
+    indication = "indication"
+    site = "site"
+    treatment = "treatment"
+    time = "time"
 
 
 @dataclass(kw_only=True, slots=True)
@@ -81,6 +86,11 @@ class SplitConfig:
         Insist that a subject lies in one fold. False allows folds of (subject, treatment) pairs.
     tuning_fraction, held_out_fraction
         Shares of subjects, by a hash of subject and seed.
+    value
+        For ``indication``, ``site`` and ``treatment``: the one held out; a treatment is a drug, with every regimen that
+        holds it. Null: every indication, or site, in turn.
+    after
+        For ``time``: rows at or after this date are held out; or the share of rows that lie before.
     """
 
     method: Method = Method.file
@@ -89,6 +99,8 @@ class SplitConfig:
     by_subject: bool = True
     tuning_fraction: float = 0.1
     held_out_fraction: float = 0.2
+    value: str | None = None
+    after: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("tuning_fraction", "held_out_fraction"):
@@ -96,6 +108,10 @@ class SplitConfig:
                 raise ValueError(f"split.{name}: expected a share between 0 and 1, got {getattr(self, name)}")
         if self.method is Method.fold and self.fold is None:
             raise ValueError("split.fold: expected the number of the fold to hold out, got nothing; set split.fold=0")
+        if self.method is Method.treatment and self.value is None:
+            raise ValueError("split.value: expected the drug to hold out, got nothing; set split.value=<drug>")
+        if self.method is Method.time and self.after is None:
+            raise ValueError("split.after: expected a date or a share, got nothing; set split.after=2018-01-01 or 0.8")
 
 
 @dataclass(kw_only=True, slots=True)

@@ -26,7 +26,7 @@ from ican_ml.bundle.read import open_bundle
 from ican_ml.cohort.cohort import Cohort, read_cohort
 from ican_ml.cohort.simulate import simulate
 from ican_ml.cohort.simulate_truth import read_truth
-from ican_ml.cohort.split import Split, folds, split_episodes
+from ican_ml.cohort.split import Split, folds, split_episodes, values_in_turn
 from ican_ml.config import Method, RunConfig
 from ican_ml.evaluation.baselines import fit_baselines
 from ican_ml.evaluation.outcome import Outcome
@@ -137,10 +137,20 @@ def _splits(config: RunConfig, episodes: pl.DataFrame) -> dict[str, Split]:
         "tuning_fraction": split.tuning_fraction,
         "held_out_fraction": split.held_out_fraction,
         "by_subject": split.by_subject,
+        "after": split.after,
     }
     if split.method is Method.folds:
         numbers = folds(episodes, split.fold_column)
         return {f"fold-{n}": split_episodes(episodes, method="fold", fold=n, **settings) for n in numbers}
+    if split.method in (Method.indication, Method.site) and split.value is None:
+        method = split.method.value
+        values = values_in_turn(episodes, method)
+        _log.info("held out in turn: %s", ", ".join(values))
+        return {
+            f"{method}-{n}": split_episodes(episodes, method=method, value=value, **settings)
+            for n, value in enumerate(values)
+        }
+    settings["value"] = split.value
     name = f"fold-{split.fold}" if split.method is Method.fold else "split"
     return {name: split_episodes(episodes, method=split.method.value, fold=split.fold, **settings)}
 
@@ -162,11 +172,12 @@ def _fit_fold(config: RunConfig, prepared: Prepared, folder: RunFolder, name: st
     split = prepared.splits[name]
     train, tuning = (data.of_episodes(states.patient[rows], states.slot[rows]) for rows in (split.train, split.tuning))
     _log.info(
-        "%s: %d training, %d tuning, %d held-out episodes; %d summary columns, %d drugs, %d genes",
+        "%s: %d training, %d tuning, %d held-out episodes, %d left out; %d summary columns, %d drugs, %d genes",
         name,
         len(split.train),
         len(split.tuning),
         len(split.held_out),
+        len(split.left_out),
         len(schema.summary_names),
         len(schema.drugs),
         len(schema.genes),

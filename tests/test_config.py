@@ -30,7 +30,14 @@ CHOICES = sorted(
 )
 EXPERIMENTS = sorted(path.stem for path in (CONFIGS / "experiment").glob("*.yaml"))
 # What a choice leaves for the user to say.
-NEEDED = {"cohort=mine": ["cohort.path=x"], "split=fold": ["split.fold=0"]}
+NEEDED = {
+    "cohort=mine": ["cohort.path=x"],
+    "split=fold": ["split.fold=0"],
+    "split=indication": ["split.value=LUAD"],
+    "split=site": ["split.value=3"],
+    "split=treatment": ["split.value=X"],
+    "split=time": ["split.after=0.8"],
+}
 
 
 @pytest.fixture(autouse=True)
@@ -69,6 +76,13 @@ def test_the_command_line_has_the_last_word(experiment: str) -> None:
     )
 
 
+def test_splits_take_dates_shares_and_every_value_in_turn() -> None:
+    assert composed("split=time", "split.after=2018-01-01").split.after == "2018-01-01"
+    assert composed("split=time", "split.after=0.8").split.after == "0.8"
+    assert composed("split=site", "split.value=3").split.value == "3"
+    assert composed("split=indication", "split.value=null").split.value is None
+
+
 def test_no_experiment_is_the_demonstration() -> None:
     assert dataclasses.asdict(composed()) == dataclasses.asdict(composed("experiment=demo"))
 
@@ -98,6 +112,8 @@ def test_a_mistake_on_the_command_line_ends_in_one_clear_line(override: str, sai
         (lambda: RunConfig(name=""), "name"),
         (lambda: EncodingConfig(backend="tpu"), "encoding.backend"),
         (lambda: SplitConfig(method=Method.fold), "split.fold"),
+        (lambda: SplitConfig(method=Method.treatment), "split.value"),
+        (lambda: SplitConfig(method=Method.time), "split.after"),
         (lambda: SplitConfig(tuning_fraction=1.0), "split.tuning_fraction"),
         (lambda: TaskConfig(outcomes=[]), "task.outcomes"),
         (lambda: TaskConfig(outcomes=[OutcomeConfig(name="a"), OutcomeConfig(name="a")]), "task.outcomes"),

@@ -173,6 +173,18 @@ def test_two_tasks_on_every_fold(cohort: Path, tmp_path: Path, quick: None) -> N
     assert all(np.isfinite(values).all() for values in rows)
 
 
+def test_every_indication_is_left_out_in_turn(cohort: Path, tmp_path: Path, quick: None) -> None:
+    split = SplitConfig(method=Method.indication)
+    folder = pipeline.run(configured(cohort, tmp_path, split=split, model=ModelConfig(deep=False)))
+    episodes = pl.read_parquet(cohort / "episodes.parquet")
+    values = sorted(episodes["indication"].unique())
+    found = metrics_of(folder)["tasks"]["response"]["model"]
+    assert [fold["rows"] for fold in found["folds"]] == [(episodes["indication"] == v).sum() for v in values]
+    log = (folder / "log.txt").read_text()
+    assert f"held out in turn: {', '.join(values)}" in log
+    assert "held-out episodes, 0 left out" in log
+
+
 def scores_of(config: RunConfig) -> dict[str, Any]:
     with np.load(pipeline.run(config) / "private" / "split" / "scores" / "scores.npz") as stored:
         return dict(stored)

@@ -1,5 +1,7 @@
 """Splits: nobody in training is reported on, and where a subject falls depends on the subject alone."""
 
+from typing import Any
+
 import numpy as np
 import polars as pl
 import pytest
@@ -7,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ican_ml.cohort.cohort import CohortError
-from ican_ml.cohort.split import PARTS, Split, folds, split_episodes
+from ican_ml.cohort.split import PARTS, Split, folds, split_episodes, values_in_turn
 
 
 def table(n_subjects: int = 400, rows_each: int = 3) -> pl.DataFrame:
@@ -117,7 +119,7 @@ def test_a_small_cohort_still_has_tuning_and_held_out_subjects() -> None:
             "a column 'site' of folds, got columns subject_id, fold",
         ),
         ({"method": "fold", "fold": 0, "fold_column": "split"}, "a whole number in every row of 'split'"),
-        ({"method": "random"}, "expected file, fold or hash, got 'random'"),
+        ({"method": "random"}, "expected one of file, .*, time, got 'random'"),
         ({"method": "hash", "held_out_fraction": 1.0, "tuning_fraction": 0}, "got 0 train, 0 tuning, 1200 held_out"),
     ],
 )
@@ -131,3 +133,124 @@ def test_file_with_other_names_or_gaps_is_refused() -> None:
         split_episodes(pl.DataFrame({"subject_id": [1, 2], "split": ["validation", None]}), method="file", seed=0)
     with pytest.raises(CohortError, match="no such column"):
         split_episodes(pl.DataFrame({"subject_id": [1, 2]}), method="file", seed=0)
+
+
+def journeys(n_subjects: int = 300) -> pl.DataFrame:
+    """Three lines of therapy a subject, a year apart: the indication is the subject's, site and drugs the line's."""
+    subject = np.repeat(np.arange(500, 500 + n_subjects), 3)
+    line = np.tile(np.arange(3), n_subjects)
+    day = np.datetime64("2015-01-01", "us") + ((subject * 11) % 1500 + line * 365).astype("timedelta64[D]")
+    drugs = [[["A"], ["B", "C"], ["C"]][(s + i) % 3] if s % 7 or i else [] for s, i in zip(subject, line, strict=True)]
+    return pl.DataFrame(
+        {
+            "subject_id": subject,
+            "prediction_time": day,
+            "treatment": pl.Series(drugs, dtype=pl.List(pl.String)),
+            "indication": np.array(["LUAD", "SKCM", "BRCA"])[subject % 3],
+            "site": pl.Series(np.where((subject % 5 == 0) & (line == 2), 2, 1)),
+        }
+    )
+
+
+REQUESTS: list[dict[str, Any]] = [
+    {"method": "indication", "value": "LUAD"},
+    {"method": "site", "value": "2"},
+    {"method": "treatment", "value": "B"},
+    {"method": "time", "after": "2017-06-01"},
+    {"method": "time", "after": "0.7"},
+]
+
+
+@pytest.mark.parametrize("request_", REQUESTS)
+def test_honest_splits_keep_subjects_apart_and_do_not_move(request_: dict[str, Any]) -> None:
+    episodes = journeys()
+    split = split_episodes(episodes, seed=2, **request_)
+    rows = np.concatenate([split.train, split.tuning, split.held_out, split.left_out])
+    assert np.array_equal(np.sort(rows), np.arange(len(episodes)))
+    who = subjects(episodes, split)
+    assert all(who.values())
+    assert not who["train"] & who["held_out"] | who["train"] & who["tuning"] | who["tuning"] & who["held_out"]
+    again = split_episodes(episodes, seed=2, **request_)
+    assert all(np.array_equal(getattr(split, part), getattr(again, part)) for part in (*PARTS, "left_out"))
+    order = np.random.default_rng(0).permutation(len(episodes))
+    shuffled = split_episodes(episodes[order], seed=2, **request_)
+    assert all(np.array_equal(np.sort(order[getattr(shuffled, p)]), getattr(split, p)) for p in (*PARTS, "left_out"))
+
+
+def test_one_value_out_takes_its_subjects_with_it() -> None:
+    episodes = journeys()
+    site = episodes["site"].to_numpy()
+    split = split_episodes(episodes, seed=0, method="site", value="2")
+    assert (site[split.held_out] == 2).all()
+    assert len(split.held_out) == 60
+    assert len(split.left_out) == 120, "the first two lines of the same subjects"
+    drugs = split_episodes(episodes, seed=0, method="treatment", value="B")
+    held_out = episodes[drugs.held_out]["treatment"].to_list()
+    assert held_out == [["B", "C"]] * len(held_out)
+    assert len(held_out) == sum("B" in regimen for regimen in episodes["treatment"])
+    indication = split_episodes(episodes, seed=0, method="indication", value="LUAD")
+    assert not len(indication.left_out)
+    assert len(indication.held_out) == 300
+
+
+def test_time_drops_what_lies_on_the_other_side() -> None:
+    episodes = journeys()
+    time = episodes["prediction_time"].to_numpy()
+    cut = np.datetime64("2017-06-01")
+    split = split_episodes(episodes, seed=0, method="time", after="2017-06-01")
+    assert (time[np.concatenate([split.train, split.tuning])] < cut).all()
+    assert (time[split.held_out] >= cut).all()
+    who = subjects(episodes, split)
+    left = {"early": time[split.left_out] < cut, "late": time[split.left_out] >= cut}
+    dropped = episodes["subject_id"].to_numpy()[split.left_out]
+    assert set(dropped[left["early"]].tolist()) <= who["held_out"]
+    assert set(dropped[left["late"]].tolist()) <= who["train"] | who["tuning"]
+    assert all(rows.any() for rows in left.values())
+    assert (
+        split_episodes(episodes, seed=1, method="time", after="2017-06-01").left_out.tolist() != split.left_out.tolist()
+    )
+
+    share = split_episodes(episodes, seed=0, method="time", after="0.7")
+    assert time[share.held_out].min() >= np.quantile(time.astype(np.int64), 0.69).astype("datetime64[us]")
+    undated = episodes.with_columns(
+        pl.when(pl.int_range(pl.len()) % 10 > 0).then("prediction_time").alias("prediction_time")
+    )
+    assert set(range(0, len(episodes), 10)) <= set(
+        split_episodes(undated, seed=0, method="time", after="0.5").left_out.tolist()
+    )
+
+
+def test_values_in_turn_are_the_common_ones() -> None:
+    episodes = journeys()
+    assert values_in_turn(episodes, "indication") == ["BRCA", "LUAD", "SKCM"]
+    rare = episodes.with_columns(
+        pl.when(pl.col("subject_id") < 509).then(pl.lit("RARE")).otherwise("indication").alias("indication")
+    )
+    assert values_in_turn(rare, "indication") == ["BRCA", "LUAD", "SKCM"]
+    with pytest.raises(CohortError, match=r"two or more values of 'site' in at least 10 subjects each, got 1"):
+        values_in_turn(episodes.filter(pl.col("site") == 1), "site")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": "indication", "value": "X"}, r"one of column 'indication' \(BRCA, LUAD, SKCM\), got 'X'"),
+        ({"method": "site", "value": None}, r"one of column 'site' \(1, 2\), got None"),
+        ({"method": "treatment", "value": "D"}, r"a drug of some treatment \(A, B, C\), got 'D'"),
+        ({"method": "time", "after": "soon"}, r"a date within the cohort's \(2015 to 2021\), .*, got 'soon'"),
+        ({"method": "time", "after": "1999-01-01"}, "a date within .*, got '1999-01-01'"),
+        ({"method": "time", "after": "1.5"}, "or a share between 0 and 1, got '1.5'"),
+        ({"method": "time"}, "got None"),
+    ],
+)
+def test_values_that_are_not_there_are_explained(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(CohortError, match=message):
+        split_episodes(journeys(), seed=0, **options)
+
+
+def test_honest_splits_need_their_columns() -> None:
+    with pytest.raises(CohortError, match="expected a column 'site', got columns subject_id"):
+        split_episodes(journeys().drop("site"), seed=0, method="site", value="1")
+    undated = journeys().with_columns(prediction_time=pl.lit(None, pl.Datetime("us")))
+    with pytest.raises(CohortError, match="expected prediction times"):
+        split_episodes(undated, seed=0, method="time", after="0.5")
