@@ -138,3 +138,25 @@ def sim_bundle(
     folder = tmp_path_factory.mktemp("bundle") / "bundle"
     export_bundle(sim_network, sim_schema, folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give another simulated cohort: an unseen indication, unseen drugs, and no copy numbers. Never write into it."""
+    import polars as pl
+
+    from ican_ml.cohort.simulate import simulate
+
+    out = tmp_path_factory.mktemp("cohort") / "elsewhere"
+    simulate(out, subjects=160, seed=11)
+    (out / "omics" / "cnv.h5ad").unlink()
+    drug = pl.element().str.replace("^EGF-", "NEW-")
+    episodes = pl.read_parquet(out / "episodes.parquet")
+    episodes.with_columns(
+        pl.col("indication").replace("MELANOMA", "UVEAL"),
+        pl.col("treatment").list.eval(drug),
+        (pl.col("os_time") / 100).alias("sensitivity"),
+    ).write_parquet(out / "episodes.parquet")
+    treatments = pl.read_parquet(out / "treatments.parquet")
+    treatments.with_columns(pl.col("drug").str.replace("^EGF-", "NEW-")).write_parquet(out / "treatments.parquet")
+    return out

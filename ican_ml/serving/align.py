@@ -218,21 +218,21 @@ def _fill(model: ModalitySchema, aligned: AlignedOmics, columns: Int64, total: F
     """Stores features that the model's assay claims and the cohort's lacks at their mean; and makes up the totals."""
     matrix, panel = aligned.rows.matrix, aligned.rows.panel
     if model.explicit:
-        absent = ~np.isin(np.arange(len(model.features)), columns)
-        missing = np.broadcast_to(absent, (len(panel), len(absent))) & (panel > 0)[:, None]
+        claimed = np.broadcast_to((panel > 0)[:, None], (len(panel), len(model.features)))
+        missing = claimed & ~np.isin(np.arange(len(model.features)), columns)
     else:
-        missing = (model.measured()[aligned.number] & ~aligned.measured)[panel]
+        claimed = model.measured()[aligned.number][panel]
+        missing = claimed & ~aligned.measured[panel]
     if not missing.any():
         return matrix, total
-    mean = model.mean.astype(np.float64)
+    typical = model.mean.astype(np.float64)
+    filling = np.broadcast_to(typical, missing.shape)
     if model.kind == "count":
-        share = np.expm1(mean) / _TARGET_SUM
-        lacking = missing.any(axis=1)
-        full = np.where(total > 0, total, 1.0) / np.maximum(1.0 - missing @ share, 1e-6)
-        total = np.where(lacking, full, total).astype(np.float32)
-        filling = share * total[:, None].astype(np.float64)
-    else:
-        filling = np.broadcast_to(mean, missing.shape)
+        typical = np.expm1(typical)
+        share = (claimed & ~missing) @ typical / np.maximum(claimed @ typical, 1e-300)
+        made_up = np.where(total > 0, total, 1.0) / np.maximum(share, 1e-6)
+        total = np.where(missing.any(axis=1), made_up, total).astype(np.float32)
+        filling = typical * (total[:, None].astype(np.float64) / _TARGET_SUM)
     if model.explicit:
         return matrix, total
     values, stored = dense(matrix)
