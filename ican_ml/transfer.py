@@ -28,7 +28,7 @@ from ican_ml.inputs.answer import Float64
 from ican_ml.inputs.encode import Int64
 from ican_ml.inputs.schema import Task
 from ican_ml.results import MODEL, Scores, TaskResults, evaluate_scores, results_table
-from ican_ml.serving.cohort import CohortPredictions, horizon, predict_cohort
+from ican_ml.serving.cohort import CohortPredictions, horizon, predict_cohort, text_column
 from ican_ml.training.outcomes import read_outcomes
 
 FORMAT = "ican-evaluation/1"
@@ -127,7 +127,7 @@ def evaluate_predictions(found: CohortPredictions, *, replicates: int, seed: int
 
 def _with_text_labels(episodes: pl.DataFrame) -> pl.DataFrame:
     present = [name for name in ("indication", "site") if name in episodes.columns]
-    return episodes.with_columns(pl.col(name).cast(pl.String).fill_null("unknown") for name in present)
+    return episodes.with_columns(text_column(episodes, name).fill_null("unknown") for name in present)
 
 
 def _known_outcomes(tasks: tuple[Task, ...], episodes: pl.DataFrame) -> dict[str, Outcome]:

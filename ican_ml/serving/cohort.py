@@ -137,14 +137,21 @@ def encode_rows(
     return states, omics, encode_aligned(alignment, states.patients, omics)
 
 
+def text_column(episodes: pl.DataFrame, name: str) -> pl.Series:
+    """A column as text; all null where there is none, or a nested one."""
+    dtype = episodes.schema.get(name)
+    if dtype is None or dtype.is_nested():
+        return pl.Series(name, [None] * len(episodes), dtype=pl.String)
+    return episodes[name].cast(pl.String)
+
+
 def write_predictions(found: CohortPredictions, path: Path) -> None:
     """Write one Parquet file. It holds subject ids: it must stay where the cohort may lie."""
     episodes = found.cohort.episodes
     kept = ["subject_id", "prediction_time", "treatment"]
-    indication = episodes["indication"] if "indication" in episodes.columns else pl.Series([None] * len(episodes))
     lists = pl.List(pl.String)
     frame = episodes.select(kept).with_columns(
-        indication.cast(pl.String).alias("indication"),
+        text_column(episodes, "indication"),
         *(pl.Series(name, values) for name, values in found.prediction.items()),
         *(
             pl.Series(
