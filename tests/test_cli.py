@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import polars as pl
 import pytest
 
 import ican_ml
@@ -67,6 +68,37 @@ def test_predict_gives_json(sim_bundle: Path, patient: Path, capsys: pytest.Capt
         assert note in table
 
 
+def test_predict_writes_a_cohorts_predictions_where_it_is_told(
+    sim_bundle: Path, elsewhere: Path, patient: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "predictions.parquet"
+    main(["predict", str(sim_bundle), str(elsewhere), "--out", str(out), "--task", "response"])
+    n = len(pl.read_parquet(out))
+    assert capsys.readouterr().out.startswith(f"{n} episodes of ")
+    messages = {
+        _fails("predict", sim_bundle, elsewhere): "--out: expected a file",
+        _fails("predict", sim_bundle, elsewhere, "--out", tmp_path): "--out: expected a file",
+        _fails("predict", sim_bundle, elsewhere, "--out", out, "--json"): "expected with a PATIENT.json only",
+        _fails("predict", sim_bundle, elsewhere, "--out", out, "--task", "x"): "got tasks response",
+        _fails("predict", sim_bundle, tmp_path, "--out", out): "cohort.json: expected the file",
+        _fails("predict", sim_bundle, patient, "--out", out): "expected with the folder of a cohort only",
+        _fails("predict", sim_bundle, elsewhere, "--out", tmp_path / "none" / "p.parquet"): "--out: expected a folder",
+    }
+    for message, expected in messages.items():
+        assert message.startswith("ican predict: ")
+        assert expected in message
+
+
+def test_evaluate_prints_a_table_or_json(
+    sim_bundle: Path, elsewhere: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["evaluate", str(sim_bundle), str(elsewhere), "--out", str(tmp_path / "evaluation"), "--json"])
+    printed = json.loads(capsys.readouterr().out)
+    assert printed == json.loads((tmp_path / "evaluation" / "evaluation.json").read_text())
+    main(["evaluate", str(sim_bundle), str(elsewhere)])
+    assert capsys.readouterr().out.startswith("task")
+
+
 def test_verify_says_so(sim_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["verify", str(sim_bundle)])
     assert capsys.readouterr().out == "every file is as exported, and the golden cases come out as they should\n"
@@ -102,7 +134,7 @@ def test_mistakes_end_in_one_line(sim_bundle: Path, patient: Path, tmp_path: Pat
         assert "\n" not in message
 
 
-@pytest.mark.parametrize("command", [[], ["simulate"], ["predict"], ["verify"]])
+@pytest.mark.parametrize("command", [[], ["simulate"], ["predict"], ["evaluate"], ["verify"]])
 def test_help_fits_a_terminal(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         main([*command, "--help"])

@@ -64,6 +64,8 @@ def _predict_cohort(parsed: argparse.Namespace) -> None:
         )
     if parsed.out is None or parsed.out.suffix != ".parquet":
         raise ValueError(f"--out: expected a file for the predictions that ends in .parquet, got {parsed.out}")
+    if not parsed.out.parent.is_dir():
+        raise ValueError(f"--out: expected a folder that exists, got {parsed.out.parent.name!r}; make it first")
     parsed.extra = "cohort"
     from ican_ml.serving.cohort import predict_cohort, write_predictions
 
