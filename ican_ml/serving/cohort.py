@@ -257,9 +257,9 @@ def _usable_covariates(schema: InputSchema, episodes: pl.DataFrame) -> tuple[pl.
         if dtype is None or dtype.is_nested():
             continue
         if covariate.categories is None and not dtype.is_numeric():
-            if dtype.is_temporal():
-                continue
-            episodes = episodes.with_columns(pl.col(covariate.name).cast(pl.Float64, strict=False))
+            text = pl.col(covariate.name).cast(pl.String)
+            number = pl.col(covariate.name) if dtype == pl.Boolean else text
+            episodes = episodes.with_columns(number.cast(pl.Float64, strict=False))
         usable.append(covariate.name)
     return episodes, usable
 

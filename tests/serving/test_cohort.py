@@ -10,12 +10,14 @@ import polars as pl
 import pytest
 import torch
 
-from ican_ml.cohort.cohort import Cohort
+from ican_ml.cohort.cohort import Cohort, read_cohort
 from ican_ml.inputs.answer import summarise
-from ican_ml.inputs.assemble import CohortStates
+from ican_ml.inputs.assemble import CohortStates, assemble
 from ican_ml.inputs.encode import collate, encode
+from ican_ml.inputs.fit import InputConfig, fit_schema
 from ican_ml.inputs.schema import InputSchema
 from ican_ml.model.patient_transformer import PatientTransformer
+from ican_ml.records.meds import read_records
 from ican_ml.records.store import RecordStore
 from ican_ml.serving.align import align
 from ican_ml.serving.cohort import CohortPredictions, encode_rows, predict_cohort, write_predictions
@@ -155,3 +157,25 @@ def test_a_whole_cohort_needs_no_torch(sim_bundle: Path, elsewhere: Path, tmp_pa
     subjects = pl.read_parquet(elsewhere / "episodes.parquet")["subject_id"].unique()
     assert not [subject for subject in subjects if str(subject) in told]
     assert str(elsewhere.parent) not in told
+
+
+@pytest.mark.parametrize("name", ["tcga-survival", "gdsc", "loris"])
+def test_inputs_of_real_cohorts_are_trainings_bit_for_bit(name: str, cohorts: Path) -> None:
+    cohort = read_cohort(cohorts / name)
+    store = read_records(cohort.path) if cohort.has_records else None
+    episodes = cohort.episodes[:600]
+    covariates = [column for column in ("indication",) if column in episodes.columns]
+    schema = fit_schema(cohort, store, episodes, InputConfig(covariates=covariates), outcomes=[])
+    expected = encode(schema, assemble(cohort, store, episodes, covariates).patients)
+    _, _, got = encode_rows(align(schema, cohort), store, episodes, covariates)
+    rows = np.arange(got.n_rows)
+    found = collate(got, rows)
+    for key, values in collate(expected, rows).items():
+        np.testing.assert_array_equal(found[key], values, err_msg=key)
+
+
+@pytest.mark.parametrize("name", ["tcga-survival", "loris"])
+def test_real_cohorts_that_the_model_has_never_seen_are_predicted(name: str, sim_bundle: Path, cohorts: Path) -> None:
+    found = predict_cohort(sim_bundle, cohorts / name)
+    assert all(np.isfinite(values).all() for values in found.prediction.values())
+    assert not found.shift["modalities"]["expression"]["used"]
