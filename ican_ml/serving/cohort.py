@@ -53,7 +53,8 @@ class CohortPredictions:
         events), modalities that were not measured, drugs that training did not see, share of the measured values that
         lie beyond 5 training standard deviations.
     shift
-        See :func:`predict_cohort`.
+        Plain and without a subject: ``records`` (None where not used), ``modalities``, ``summary`` (numeric columns),
+        ``covariates``, ``drugs``, and the numbers of ``episodes`` and ``subjects``.
     """
 
     cohort: Cohort
