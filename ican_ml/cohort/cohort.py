@@ -7,7 +7,6 @@ Records are read apart (:func:`ican_ml.records.meds.read_records`): they can be 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ican_ml.cohort.asof import Int64
 from ican_ml.cohort.checks import CohortError, Problems, shown
+from ican_ml.cohort.files import read_object
 from ican_ml.cohort.omics import Modality, latest_samples, read_modality
 from ican_ml.cohort.tables import check_records, read_episodes, read_treatments
 
@@ -79,10 +80,10 @@ def read_cohort(path: str | Path, *, task: str | None = None, modalities: Sequen
     root = Path(path)
     problems = Problems()
     if not root.is_dir():
-        problems.add(str(path), expected="a cohort folder", got="no such folder", fix="check the path")
+        problems.add("missing-file", str(path), expected="a cohort folder", got="no such folder", fix="check the path")
         problems.raise_if_any(root.name)
-    meta = _read_meta(root, problems)
-    episodes = read_episodes(root, task, problems)
+    meta = read_meta(root, problems)
+    episodes = read_episodes(root, task, problems, clocks_of(meta))
     targets, classes = read_treatments(root, problems)
     has_records = check_records(root, problems)
     found: dict[str, Modality] = {}
@@ -91,7 +92,9 @@ def read_cohort(path: str | Path, *, task: str | None = None, modalities: Sequen
         if modality is not None:
             found[modality.name] = modality
     if episodes is not None:
-        _check_overlap(found, episodes, problems)
+        for modality in found.values():
+            name = f"omics/{modality.name}.h5ad"
+            check_overlap(modality.subject_id, episodes["subject_id"].to_numpy(), name, problems)
     problems.raise_if_any(str(meta.get("name", root.name)))
     assert episodes is not None
     drugs = episodes["treatment"].explode().drop_nulls().unique().sort().to_list()
@@ -107,25 +110,32 @@ def read_cohort(path: str | Path, *, task: str | None = None, modalities: Sequen
     )
 
 
-def _read_meta(root: Path, problems: Problems) -> dict[str, Any]:
+def read_meta(root: Path, problems: Problems) -> dict[str, Any]:
+    """``cohort.json``; {} where it cannot be read."""
     file = "cohort.json"
-    try:
-        meta = json.loads((root / file).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        problems.add(file, expected="the file", got="none", fix=f'write {{"format": "{FORMAT}", "name": ...}}')
-        return {}
-    except ValueError:
-        problems.add(file, expected="JSON", got="something else", fix="correct its syntax")
-        return {}
-    if not isinstance(meta, dict):
-        problems.add(file, expected="a JSON object", got=type(meta).__name__, fix="see the cohort format")
+    fix = f'write {{"format": "{FORMAT}", "name": ...}}'
+    meta = read_object(root / file, file, problems, code="missing-file", severity="error", fix=fix)
+    if meta is None:
         return {}
     if meta.get("format") != FORMAT:
-        fix = "convert the cohort, or read it with the version of ican_ml that wrote it"
-        problems.add(file, expected=f'"format": "{FORMAT}"', got=repr(meta.get("format")), fix=fix)
+        problems.add(
+            "unknown-format",
+            file,
+            column="format",
+            expected=f'"format": "{FORMAT}"',
+            got=repr(meta.get("format")),
+            fix="convert the cohort, or read it with the version of ican_ml that wrote it",
+        )
     if not isinstance(meta.get("name"), str):
-        problems.add(file, expected='"name": a text', got=repr(meta.get("name")), fix="name the cohort")
+        got = repr(meta.get("name"))
+        problems.add("missing-name", file, column="name", expected='"name": a text', got=got, fix="name the cohort")
     return meta
+
+
+def clocks_of(meta: dict[str, Any]) -> dict[str, Any]:
+    """By outcome, from when its days count; an outcome that is not named counts from ``prediction_time``."""
+    clocks = meta.get("clocks")
+    return clocks if isinstance(clocks, dict) else {}
 
 
 def _modality_files(root: Path, wanted: Sequence[str] | None, problems: Problems) -> list[Path]:
@@ -133,17 +143,20 @@ def _modality_files(root: Path, wanted: Sequence[str] | None, problems: Problems
     unknown = [] if wanted is None else sorted(set(wanted) - set(present))
     if unknown:
         fix = "choose among those present"
-        problems.add("omics", expected=f"modalities {shown(unknown)}", got=shown(list(present)), fix=fix)
+        problems.add(
+            "missing-file", "omics", expected=f"modalities {shown(unknown)}", got=shown(list(present)), fix=fix
+        )
     return [path for name, path in present.items() if wanted is None or name in wanted]
 
 
-def _check_overlap(modalities: dict[str, Modality], episodes: pl.DataFrame, problems: Problems) -> None:
-    subjects = episodes["subject_id"].to_numpy()
-    for name, modality in modalities.items():
-        if len(subjects) and not np.isin(subjects, modality.subject_id).any():
-            problems.add(
-                f"omics/{name}.h5ad",
-                expected="samples of subjects in episodes.parquet",
-                got="of none",
-                fix="use the same subject_id in both, or leave the modality out",
-            )
+def check_overlap(subjects: Int64, episodes: Int64, file: str, problems: Problems) -> None:
+    """A part of the cohort none of whose subjects has an episode was written with other identifiers."""
+    if len(subjects) and len(episodes) and not np.isin(subjects, episodes).any():
+        problems.add(
+            "no-overlap",
+            file,
+            column="subject_id",
+            expected=f"{'samples' if file.startswith('omics') else 'events'} of subjects in episodes.parquet",
+            got="of none",
+            fix="use the same subject_id in both, or leave this part out",
+        )

@@ -8,21 +8,23 @@ dense, by the panel where it is sparse.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ican_ml.cohort.asof import NAT, Int64, end_of_known, find_subjects
+from ican_ml.cohort.asof import Int64, end_of_known, find_subjects
 from ican_ml.cohort.checks import Problems, shown
+from ican_ml.cohort.files import opened
+from ican_ml.cohort.omics_checks import Annotations, Times, check_annotations, check_matrix
+from ican_ml.cohort.stored_matrix import StoredMatrix, open_matrix
 from ican_ml.encoding.csr import CSRBatch
 
-KINDS = ("count", "binary", "continuous")
-_PANEL = "panel:"
-Times = npt.NDArray[np.datetime64]
+_WHAT = "an HDF5 file as AnnData.write_h5ad writes it"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,169 +92,62 @@ def latest_samples(modality: Modality, subject_id: Int64, prediction_time: Times
 def read_modality(path: Path, problems: Problems) -> Modality | None:
     """Read and check one modality; ``None`` where it has problems, which are noted."""
     file = f"omics/{path.name}"
-    noted = len(problems.lines)
-    parts = _read_parts(path, file, problems)
-    if parts is None:
+    noted = problems.n_errors
+    with open_modality(path, file, problems) as (about, stored):
+        if about is None or stored is None:
+            return None
+        matrix = opened(stored.load, _WHAT, file, problems)
+    if matrix is None:
         return None
-    obs, var = parts["obs"], parts["var"]
-    kind = parts["uns"].get("ican", {}).get("kind")
-    if kind not in KINDS:
-        expected = f'uns["ican"]["kind"] to be one of {shown(KINDS)}'
-        problems.add(file, expected=expected, got=repr(kind), fix='set uns["ican"] = {"kind": ...}')
-    for what, index in (("sample", obs.index), ("feature", var.index)):
-        if n_repeated := int(index.duplicated().sum()):
-            problems.add(file, expected=f"unique {what} ids", got=f"{n_repeated} repeated", fix="rename or remove them")
-    subject_type = obs["subject_id"].dtype if "subject_id" in obs else "no such column"
-    if subject_type != np.int64:
-        problems.add(
-            file,
-            expected='obs["subject_id"] of type int64',
-            got=str(subject_type),
-            fix="give every sample the whole number that its subject has in episodes.parquet",
-        )
-    sample_time = _read_times(obs, file, problems)
-    panels, panel = _read_panels(obs, var, file, problems)
-    matrix = _read_matrix(parts["X"], str(kind), file, problems)
-    if len(problems.lines) > noted or matrix is None:
+    check_matrix(matrix, matrix.entries(), about, file, problems)
+    if problems.n_errors > noted:
         return None
-    explicit = isinstance(parts["X"], np.ndarray)
-    if not explicit:
-        _check_measured(matrix, panels, panel, file, problems)
     return Modality(
         name=path.stem,
-        kind=str(kind),
-        matrix=matrix,
-        explicit=explicit,
-        features=tuple(map(str, var.index)),
-        genes=tuple(_texts(var["gene"])) if "gene" in var else ("",) * len(var),
-        subject_id=obs["subject_id"].to_numpy(),
-        sample_time=sample_time,
-        panels=panels,
-        panel=panel,
+        kind=about.kind,
+        matrix=matrix.to_csr(),
+        explicit=matrix.layout == "dense",
+        features=about.features,
+        genes=about.genes,
+        subject_id=about.subject_id,
+        sample_time=about.sample_time,
+        panels=about.panels,
+        panel=about.panel,
     )
 
 
-def _read_parts(path: Path, file: str, problems: Problems) -> dict[str, Any] | None:
+@contextmanager
+def open_modality(
+    path: Path, file: str, problems: Problems
+) -> Iterator[tuple[Annotations | None, StoredMatrix | None]]:
+    """Annotations of a modality and its matrix on disk, which can be read while the context lasts.
+
+    Either is ``None``, noted, where it cannot be read; so is the matrix where its shape is not that of obs and var.
+    """
     import h5py
+
+    stored = opened(lambda: h5py.File(path, "r"), _WHAT, file, problems)
+    if stored is None:
+        yield None, None
+        return
+    with stored:
+        about = opened(lambda: _annotations(stored, file, problems), _WHAT, file, problems)
+        matrix = None
+        if about is not None:
+            shape = len(about.panel), len(about.features)
+            matrix = opened(lambda: open_matrix(stored["X"], shape, file, problems), _WHAT, file, problems)
+        yield about, matrix
+
+
+def _annotations(stored: Any, file: str, problems: Problems) -> Annotations | None:
+    import pandas as pd
     from anndata.io import read_elem
 
-    try:
-        with h5py.File(path, "r") as stored:
-            parts = {key: read_elem(stored[key]) for key in ("X", "obs", "var", "uns") if key in stored}
-    except OSError:
-        problems.add(file, expected="an HDF5 file", got="something else", fix="write it with AnnData.write_h5ad")
-        return None
-    absent = [key for key in ("X", "obs", "var") if key not in parts]
+    parts = {key: read_elem(stored[key]) for key in ("obs", "var", "uns") if key in stored}
+    absent = [key for key in ("X", "obs", "var") if key not in stored]
+    absent += [key for key in ("obs", "var") if key in parts and not isinstance(parts[key], pd.DataFrame)]
     if absent:
-        problems.add(file, expected="X, obs and var", got=f"no {shown(absent)}", fix="write it with AnnData.write_h5ad")
+        fix = "write it with AnnData.write_h5ad"
+        problems.add("missing-element", file, expected="X, obs and var", got=f"no {shown(absent)}", fix=fix)
         return None
-    return {"uns": {}, **parts}
-
-
-def _read_matrix(stored: Any, kind: str, file: str, problems: Problems) -> CSRBatch | None:
-    """The matrix as sorted rows; a dense source keeps its measured zeros."""
-    noted = len(problems.lines)
-    if isinstance(stored, np.ndarray):
-        matrix = CSRBatch.from_dense(stored, keep_zeros=True)
-    else:
-        if n_missing := int(np.isnan(stored.data).sum()):
-            problems.add(
-                file,
-                expected="no NaN in a sparse X",
-                got=f"{n_missing}",
-                fix='store X dense, or say with obs["panel"] which features a sample measures',
-            )
-        matrix = CSRBatch.from_scipy(stored).sorted()
-        repeated = (np.diff(matrix.indices) == 0) & (np.diff(matrix.row_ids()) == 0)
-        if n_repeated := int(repeated.sum()):
-            problems.add(file, expected="one entry a feature", got=f"{n_repeated} more", fix="call X.sum_duplicates()")
-    values = matrix.values
-    wrong = {
-        "finite values": ~np.isfinite(values),
-        "counts of at least 0": values < 0 if kind == "count" else np.zeros(0, bool),
-        "0 and 1 only": (values != 0) & (values != 1) if kind == "binary" else np.zeros(0, bool),
-    }
-    for expected, at in wrong.items():
-        if n_wrong := int(at.sum()):
-            problems.add(file, expected=expected, got=f"{n_wrong} others", fix="repair X, or name another kind")
-    return matrix if len(problems.lines) == noted else None
-
-
-def _read_times(obs: Any, file: str, problems: Problems) -> Times:
-    """datetime64[us] [samples] from ISO texts; NaT where "" or the column is absent."""
-    if "sample_time" not in obs:
-        return np.full(len(obs), NAT).view("datetime64[us]")
-    texts = np.array(_texts(obs["sample_time"]), dtype=object)
-    distinct, where = np.unique(texts.astype(str), return_inverse=True)
-    times = np.full(len(distinct), NAT).view("datetime64[us]")
-    bad: dict[str, list[str]] = {"an ISO date": [], "a time without a timezone": []}
-    for i, text in enumerate(distinct.tolist()):
-        if text:
-            try:
-                time = datetime.fromisoformat(text)
-            except ValueError:
-                bad["an ISO date"].append(repr(text))
-                continue
-            if time.tzinfo is None:
-                times[i] = np.datetime64(time, "us")
-            else:
-                bad["a time without a timezone"].append(repr(text))
-    for expected, found in bad.items():
-        if found:
-            problems.add(
-                file,
-                expected=f'obs["sample_time"] to be "" (unknown) or {expected}',
-                got=shown(found, 3),
-                fix="write it like 2020-01-31, in the local time of the source",
-            )
-    return times[where]
-
-
-def _read_panels(
-    obs: Any, var: Any, file: str, problems: Problems
-) -> tuple[dict[str, npt.NDArray[np.bool_]], npt.NDArray[np.object_]]:
-    if "panel" not in obs:
-        return {"all": np.ones(len(var), bool)}, np.full(len(obs), "all", dtype=object)
-    columns = [column for column in var.columns if str(column).startswith(_PANEL)]
-    untyped = [column for column in columns if var[column].dtype != np.bool_]
-    if untyped:
-        problems.add(file, expected="boolean panel columns", got=shown(untyped), fix="convert them to bool")
-    panels = {c.removeprefix(_PANEL): var[c].to_numpy() for c in columns if c not in untyped}
-    panel = np.array(_texts(obs["panel"]), dtype=object)
-    unnamed = sorted(set(panel) - {column.removeprefix(_PANEL) for column in columns})
-    if unnamed:
-        problems.add(
-            file,
-            expected='a boolean column "panel:<name>" in var for every panel in obs',
-            got=f"none for {shown([repr(name) for name in unnamed])}",
-            fix="add the columns, or name the panel of every sample",
-        )
-    return panels, panel
-
-
-def _check_measured(
-    matrix: CSRBatch,
-    panels: dict[str, npt.NDArray[np.bool_]],
-    panel: npt.NDArray[np.object_],
-    file: str,
-    problems: Problems,
-) -> None:
-    """A value of a feature that the sample's panel does not measure would be seen or not, depending on the reader."""
-    names = sorted(panels)
-    measured = np.stack([panels[name] for name in names])
-    number = {name: i for i, name in enumerate(names)}
-    of_sample = np.array([number[name] for name in panel], np.int64)
-    outside = ~measured[of_sample[matrix.row_ids()], matrix.indices] & (matrix.values != 0)
-    if n_outside := int(outside.sum()):
-        problems.add(
-            file,
-            expected="values only of features that the sample's panel measures",
-            got=f"{n_outside} others",
-            fix='correct the "panel:<name>" column in var or the panel in obs',
-        )
-
-
-def _texts(column: Any) -> list[str]:
-    """A text column as str, "" where it is missing."""
-    missing = column.isna().to_numpy()
-    return ["" if absent else str(text) for text, absent in zip(column.astype(object), missing, strict=True)]
+    return check_annotations(parts["obs"], parts["var"], parts.get("uns"), file, problems)

@@ -6,84 +6,129 @@ drug targets and drug classes. What would break training later is noted here.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ican_ml.cohort.checks import Problems, shown
+import numpy as np
+
+from ican_ml.cohort.checks import Problems, rows_where, shown
+from ican_ml.cohort.episode_checks import EPISODES, check_outcomes, check_repeated
+from ican_ml.cohort.files import open_parquet, read_table
+from ican_ml.cohort.meds_schema import ZONE_FIX, check_schema, data_files
 
 if TYPE_CHECKING:
     import polars as pl
 
-_EPISODES, _TREATMENTS = "episodes.parquet", "treatments.parquet"
-_ZONE_FIX = (
-    "convert it to the local wall time of the source (polars: dt.convert_time_zone(source_timezone)"
-    ".dt.replace_time_zone(None)) and write source_timezone in cohort.json"
-)
+TREATMENTS = "treatments.parquet"
 
 
-def read_episodes(root: Path, task: str | None, problems: Problems) -> pl.DataFrame | None:
+def read_episodes(root: Path, task: str | None, problems: Problems, clocks: Mapping[str, Any]) -> pl.DataFrame | None:
     """Episodes of ``task`` (``None`` = all), or ``None`` where they are unusable."""
-    import polars as pl
-
-    frame = _read_table(root / _EPISODES, problems)
+    noted = problems.n_errors
+    frame = open_episodes(root, problems)
     if frame is None:
         return None
-    noted = len(problems.lines)
-    required = ("subject_id", "prediction_time", "treatment")
-    if absent := [name for name in required if name not in frame.columns]:
-        problems.add(
-            _EPISODES, expected=f"columns {shown(required)}", got=f"no {shown(absent)}", fix="add them (null = unknown)"
-        )
-    subject, time, treatment = (frame.schema.get(name) for name in required)
-    if subject is not None and subject != pl.Int64:
-        problems.add(
-            _EPISODES, expected="subject_id int64", got=str(subject), fix="map the identifiers to whole numbers"
-        )
-    elif subject is not None and (n_null := frame["subject_id"].null_count()):
-        problems.add(_EPISODES, expected="a subject_id in every row", got=f"{n_null} null", fix="remove these rows")
-    if isinstance(time, pl.Datetime) and time.time_zone is not None:
-        problems.add(
-            _EPISODES, expected="prediction_time without a timezone", got=f"timezone {time.time_zone}", fix=_ZONE_FIX
-        )
-    elif time is not None and not isinstance(time, pl.Datetime | pl.Date | pl.Null):
-        problems.add(_EPISODES, expected="prediction_time timestamp[us]", got=str(time), fix="parse it to a timestamp")
-    if treatment is not None and treatment not in (pl.List(pl.String), pl.List(pl.Null)):
-        problems.add(
-            _EPISODES,
-            expected="treatment list<string>",
-            got=str(treatment),
-            fix="write a list of drug names, [] = none",
-        )
+    check_columns(frame, problems)
+    kept = np.arange(len(frame))
     if task is not None:
-        frame = _of_task(frame, task, problems)
-    _check_outcomes(frame, problems)
-    if len(problems.lines) > noted:
+        kept = _of_task(frame, task, problems)
+        frame = frame[kept]
+    check_outcomes(frame, kept, problems, clocks)
+    check_repeated(frame, kept, problems)
+    return None if problems.n_errors > noted else as_episodes(frame)
+
+
+def open_episodes(root: Path, problems: Problems) -> pl.DataFrame | None:
+    """The table as it is stored."""
+    if not (root / EPISODES).exists():
+        fix = "every cohort has one, see the cohort format"
+        problems.add("missing-file", EPISODES, expected="the file", got="none", fix=fix)
         return None
+    return read_table(root / EPISODES, EPISODES, problems)
+
+
+def as_episodes(frame: pl.DataFrame) -> pl.DataFrame:
+    """The table, its columns checked, in the types that training reads."""
+    import polars as pl
+
     return frame.with_columns(
         pl.col("prediction_time").cast(pl.Datetime("us")),
         pl.col("treatment").cast(pl.List(pl.String)).fill_null([]),
     )
 
 
+def check_columns(frame: pl.DataFrame, problems: Problems) -> None:
+    """Columns that every cohort has, and their types."""
+    import polars as pl
+
+    required = ("subject_id", "prediction_time", "treatment")
+    if absent := [name for name in required if name not in frame.columns]:
+        problems.add(
+            "missing-column",
+            EPISODES,
+            column=absent[0],
+            expected=f"columns {shown(required)}",
+            got=f"no {shown(absent)}",
+            fix="add them (null = unknown)",
+        )
+
+    def refuse(column: str, expected: str, fix: str, code: str = "wrong-dtype", got: str = "") -> None:
+        got = got or str(frame.schema[column])
+        problems.add(code, EPISODES, column=column, expected=f"{column} {expected}", got=got, fix=fix)
+
+    subject, time, treatment = (frame.schema.get(name) for name in required)
+    if subject is not None and subject != pl.Int64:
+        refuse("subject_id", "int64", "map the identifiers to whole numbers")
+    elif subject is not None and (n_null := frame["subject_id"].null_count()):
+        problems.add(
+            "null-subject",
+            EPISODES,
+            column="subject_id",
+            rows=rows_where(frame["subject_id"].is_null().to_numpy()),
+            expected="a subject_id in every row",
+            got=f"{n_null} null",
+            fix="remove these rows",
+        )
+    if isinstance(time, pl.Datetime) and time.time_zone is not None:
+        refuse("prediction_time", "without a timezone", ZONE_FIX, "timezone", f"timezone {time.time_zone}")
+    elif time is not None and not isinstance(time, pl.Datetime | pl.Date | pl.Null):
+        refuse("prediction_time", "timestamp[us]", "parse it to a timestamp")
+    if treatment is not None and treatment not in (pl.List(pl.String), pl.List(pl.Null)):
+        refuse("treatment", "list<string>", "write a list of drug names, [] = none")
+    for column in ("task", "indication"):
+        if column in frame.columns and frame.schema[column] not in (pl.String, pl.Null):
+            refuse(column, "as text", "convert it")
+
+
 def read_treatments(root: Path, problems: Problems) -> tuple[dict[str, tuple[str, ...]], dict[str, str]]:
     """Targets and ATC class of the drugs; both empty without the file."""
     import polars as pl
 
-    path = root / _TREATMENTS
-    frame = _read_table(path, problems) if path.exists() else None
+    path = root / TREATMENTS
+    frame = read_table(path, TREATMENTS, problems) if path.exists() else None
     if frame is None:
         return {}, {}
-    noted = len(problems.lines)
+    noted = problems.n_errors
     types = {"drug": (pl.String,), "targets": (pl.List(pl.String), pl.List(pl.Null)), "atc": (pl.String, pl.Null)}
     for name, allowed in types.items():
         found = frame.schema.get(name)
         if found not in allowed and (found is not None or name != "atc"):
-            got = "no such column" if found is None else str(found)
-            problems.add(_TREATMENTS, expected=f"{name} of type {allowed[0]}", got=got, fix="see the cohort format")
-    if len(problems.lines) > noted:
+            code, got = ("missing-column", "no such column") if found is None else ("wrong-dtype", str(found))
+            expected = f"{name} of type {allowed[0]}"
+            problems.add(code, TREATMENTS, column=name, expected=expected, got=got, fix="see the cohort format")
+    if problems.n_errors > noted:
         return {}, {}
     if repeated := frame.filter(pl.col("drug").is_duplicated())["drug"].unique().sort().to_list():
-        problems.add(_TREATMENTS, expected="one row a drug", got=f"several for {shown(repeated)}", fix="merge them")
+        problems.add(
+            "duplicate-drug",
+            TREATMENTS,
+            column="drug",
+            rows=rows_where((~frame["drug"].is_first_distinct()).to_numpy()),
+            expected="one row a drug",
+            got=f"several for {shown([str(drug) for drug in repeated])}",
+            fix="merge them",
+        )
     drugs = frame["drug"].to_list()
     targets = {
         drug: tuple(dict.fromkeys(gene for gene in genes or () if gene))
@@ -95,92 +140,28 @@ def read_treatments(root: Path, problems: Problems) -> tuple[dict[str, tuple[str
 
 def check_records(root: Path, problems: Problems) -> bool:
     """Whether there are records; notes files whose columns cannot be read as MEDS."""
-    import polars as pl
-
     if not (root / "records").is_dir():
         return False
-    paths = sorted((root / "records" / "data").rglob("*.parquet"))
-    if not paths:
-        problems.add("records/data", expected="Parquet files", got="none", fix="add them or remove records/")
-    for path in paths:
-        file = path.relative_to(root).as_posix()
-        try:
-            schema = pl.read_parquet_schema(path)
-        except (OSError, pl.exceptions.PolarsError):
-            problems.add(file, expected="a Parquet file", got="something else", fix="write it again")
-            continue
-        if absent := [name for name in ("subject_id", "time", "code") if name not in schema]:
-            problems.add(file, expected="subject_id, time, code", got=f"no {shown(absent)}", fix="write MEDS 0.4")
-        time = schema.get("time")
-        if isinstance(time, pl.Datetime) and time.time_zone is not None:
-            problems.add(file, expected="time without a timezone", got=f"timezone {time.time_zone}", fix=_ZONE_FIX)
+    for path, file in data_files(root / "records", "records/", problems):
+        stored = open_parquet(path, file, problems)
+        if stored is not None:
+            check_schema("DataSchema", stored.schema_arrow, file, problems)
     return True
 
 
-def _read_table(path: Path, problems: Problems) -> pl.DataFrame | None:
-    import polars as pl
-
-    if not path.exists():
-        problems.add(path.name, expected="the file", got="none", fix="every cohort has one, see the cohort format")
-        return None
-    try:
-        return pl.read_parquet(path)
-    except (OSError, pl.exceptions.PolarsError):
-        problems.add(path.name, expected="a Parquet file", got="something else", fix="write it again")
-        return None
-
-
-def _of_task(frame: pl.DataFrame, task: str, problems: Problems) -> pl.DataFrame:
-    import polars as pl
-
+def _of_task(frame: pl.DataFrame, task: str, problems: Problems) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Rows of a task."""
     present: list[str] = []
     if "task" in frame.columns:
         present = sorted(str(name) for name in frame["task"].drop_nulls().unique())
     if task in present:
-        return frame.filter(pl.col("task") == task)
+        return np.flatnonzero(frame["task"].cast(str).eq_missing(task).to_numpy())
     problems.add(
-        _EPISODES,
+        "unknown-task",
+        EPISODES,
+        column="task",
         expected=f"episodes of task {task!r}",
         got=f"tasks {shown(present)}",
         fix="choose one of these" if present else "leave the task out",
     )
-    return frame.clear()
-
-
-def _check_outcomes(frame: pl.DataFrame, problems: Problems) -> None:
-    """Types and values of outcome columns, as far as they are there."""
-    import polars as pl
-
-    def wrong_type(name: str, expected: str, right: bool, fix: str) -> bool:
-        if not right:
-            problems.add(_EPISODES, expected=f"{name} {expected}", got=str(frame.schema[name]), fix=fix)
-        return not right
-
-    if "response" in frame.columns:
-        dtype: Any = frame.schema["response"]
-        wrong_type("response", "bool", dtype in (pl.Boolean, pl.Null), "convert it, null = unknown")
-    if "sensitivity" in frame.columns:
-        dtype = frame.schema["sensitivity"]
-        if not wrong_type("sensitivity", "float", dtype.is_numeric() or dtype == pl.Null, "convert it"):
-            _check_values(frame, "sensitivity", pl.col("sensitivity").is_finite(), "finite", problems)
-    for event in [name for name in frame.columns if name.endswith("_event")]:
-        stem = event.removesuffix("_event")
-        time = f"{stem}_time"
-        if time not in frame.columns:
-            problems.add(_EPISODES, expected=f"{time} beside {event}", got="no such column", fix="add it (days)")
-            continue
-        dtype = frame.schema[time]
-        if wrong_type(event, "bool", frame.schema[event] in (pl.Boolean, pl.Null), "true = happened, false = censored"):
-            continue
-        if wrong_type(time, "float (days)", dtype.is_numeric() or dtype == pl.Null, "convert it to days"):
-            continue
-        _check_values(frame, time, pl.col(time).is_finite() & (pl.col(time) >= 0), "finite, at least 0", problems)
-        _check_values(frame, time, pl.col(event).is_not_null(), f"null where {event} is null", problems)
-
-
-def _check_values(frame: pl.DataFrame, name: str, right: pl.Expr, expected: str, problems: Problems) -> None:
-    n_wrong = frame.filter(frame[name].is_not_null() & ~right).height
-    if n_wrong:
-        problems.add(
-            _EPISODES, expected=f"{name} {expected}", got=f"{n_wrong} other rows", fix="repair them or set null"
-        )
+    return np.zeros(0, np.int64)

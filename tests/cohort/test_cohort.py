@@ -115,7 +115,7 @@ EPISODE_PROBLEMS = [
     ([pl.col("response").cast(pl.Int8)], "response bool, got Int8"),
     ([pl.col("os_event").cast(pl.Int8)], "os_event bool, got Int8"),
     ([pl.col("os_event").alias("pfs_event")], "pfs_time beside pfs_event"),
-    ([pl.col("os_time") - 15], "os_time finite, at least 0, got 1 other rows"),
+    ([pl.col("os_time") - 15], "os_time at least 0 days from prediction_time, got 1 other rows"),
     ([pl.lit(None, pl.Boolean).alias("os_event")], "os_time null where os_event is null, got 7 other rows"),
     ([pl.lit(float("nan")).alias("sensitivity")], "sensitivity finite, got 8 other rows"),
 ]
