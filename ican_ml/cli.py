@@ -1,4 +1,4 @@
-"""The ``ican`` command: simulate a cohort; predict from a bundle, evaluate or verify one. (To train: ``train.py``.)
+"""The ``ican`` command: simulate or validate a cohort; verify, evaluate or ask a bundle. (To train: ``train.py``.)
 
 For one patient ``ican predict`` and ``ican verify`` need numpy and onnxruntime alone: each command imports what it uses
 when it runs.
@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 
 import ican_ml
-from ican_ml.commands import evaluate, predict, simulate, verify
+from ican_ml.commands import evaluate, predict, simulate, validate, verify
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -29,7 +29,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="ican", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--version", action="version", version=f"ican_ml {ican_ml.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (simulate, predict, evaluate, verify):
+    for command in (simulate, validate, verify, evaluate, predict):
         command.add(commands)
     return parser
 

@@ -35,13 +35,6 @@ class Rows:
         self.first += numbers[: _ROWS_SHOWN - len(self.first)].tolist()
 
 
-def rows_where(wrong: npt.NDArray[np.bool_], numbers: npt.NDArray[Any] | None = None) -> Rows:
-    """Rows that a mask marks; ``numbers`` are those of the rows in their file, where the mask covers a part of it."""
-    rows = Rows()
-    rows.add(np.flatnonzero(wrong) if numbers is None else numbers[wrong])
-    return rows
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Violation:
     """One fault of a cohort.
@@ -112,6 +105,29 @@ class Problems:
                 fix=fix,
             )
         )
+
+    def add_where(
+        self,
+        wrong: npt.NDArray[np.bool_],
+        code: str,
+        file: str,
+        *,
+        column: str,
+        expected: str,
+        got: str,
+        fix: str,
+        severity: Severity = "error",
+        numbers: npt.NDArray[Any] | None = None,
+    ) -> None:
+        """Note one violation if a mask marks any row; ``{}`` in ``got`` is their number.
+
+        ``numbers`` are those of the rows in their file, where the mask covers a part of it.
+        """
+        rows = Rows()
+        rows.add(np.flatnonzero(wrong) if numbers is None else numbers[wrong])
+        if rows.count:
+            got = got.replace("{}", str(rows.count))
+            self.add(code, file, column=column, rows=rows, severity=severity, expected=expected, got=got, fix=fix)
 
     def raise_if_any(self, name: str) -> None:
         """Raise one :class:`CohortError` with all errors of the cohort ``name``; warnings do not raise."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from ican_ml.cohort.checks import Problems, Severity, rows_where, shown
+from ican_ml.cohort.checks import Problems, Severity, shown
 from ican_ml.cohort.split import PARTS
 
 if TYPE_CHECKING:
@@ -103,15 +103,16 @@ def check_repeated(frame: pl.DataFrame, row: Int64, problems: Problems) -> None:
     if frame.schema["treatment"] == pl.List(pl.String):
         known = known.with_columns(regimen)
     repeated = known.select(pl.struct(pl.all()).is_first_distinct().not_().alias("repeated"))["repeated"]
-    if n_repeated := int(repeated.sum()):
-        problems.add(
-            "duplicate-episodes",
-            EPISODES,
-            rows=rows_where(repeated.to_numpy(), row),
-            expected="one row a question",
-            got=f"{n_repeated} rows that differ from an earlier one at most in their outcomes",
-            fix="keep one of each (the mean of replicates), or say in a column what sets them apart",
-        )
+    problems.add_where(
+        repeated.to_numpy(),
+        "duplicate-episodes",
+        EPISODES,
+        column="",
+        numbers=row,
+        expected="one row a question",
+        got="{} rows that differ from an earlier one at most in their outcomes",
+        fix="keep one of each (the mean of replicates), or say in a column what sets them apart",
+    )
 
 
 def check_parts(frame: pl.DataFrame, row: Int64, problems: Problems) -> None:
@@ -128,7 +129,7 @@ def check_parts(frame: pl.DataFrame, row: Int64, problems: Problems) -> None:
             "split",
             pl.col("split").is_in(PARTS).not_(),
             f"one of {shown(PARTS)}",
-            got=shown([repr(name) for name in unknown if name not in PARTS]),
+            got=shown([repr(name) for name in unknown if name not in PARTS]) + " in {} rows",
         )
     for column, code in (("split", "subject-in-two-splits"), ("fold", "subject-in-two-folds")):
         if column not in frame.columns:
@@ -172,18 +173,17 @@ def _check(
     got: str = "",
     severity: Severity = "error",
 ) -> None:
-    mask = frame.select(wrong.fill_null(False).alias("wrong"))["wrong"].to_numpy()
-    if mask.any():
-        problems.add(
-            code,
-            EPISODES,
-            column=column,
-            rows=rows_where(mask, row),
-            severity=severity,
-            expected=f"{column} {expected}",
-            got=f"{got} in {mask.sum()} rows" if got else f"{mask.sum()} other rows",
-            fix="repair these rows" if severity == "warning" or got else "repair them or set null",
-        )
+    problems.add_where(
+        frame.select(wrong.fill_null(False).alias("wrong"))["wrong"].to_numpy(),
+        code,
+        EPISODES,
+        column=column,
+        numbers=row,
+        severity=severity,
+        expected=f"{column} {expected}",
+        got=got or "{} other rows",
+        fix="repair these rows" if severity == "warning" or got else "repair them or set null",
+    )
 
 
 def _is(frame: pl.DataFrame, column: str, dtype: Any) -> bool:

@@ -24,7 +24,7 @@ from ican_ml.cohort.omics_checks import Annotations, Times, check_annotations, c
 from ican_ml.cohort.stored_matrix import StoredMatrix, open_matrix
 from ican_ml.encoding.csr import CSRBatch
 
-_WHAT = "an HDF5 file as AnnData.write_h5ad writes it"
+WHAT = "an HDF5 file as AnnData.write_h5ad writes it"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,7 +96,7 @@ def read_modality(path: Path, problems: Problems) -> Modality | None:
     with open_modality(path, file, problems) as (about, stored):
         if about is None or stored is None:
             return None
-        matrix = opened(stored.load, _WHAT, file, problems)
+        matrix = opened(stored.load, WHAT, file, problems)
     if matrix is None:
         return None
     check_matrix(matrix, matrix.entries(), about, file, problems)
@@ -126,16 +126,16 @@ def open_modality(
     """
     import h5py
 
-    stored = opened(lambda: h5py.File(path, "r"), _WHAT, file, problems)
+    stored = opened(lambda: h5py.File(path, "r"), WHAT, file, problems)
     if stored is None:
         yield None, None
         return
     with stored:
-        about = opened(lambda: _annotations(stored, file, problems), _WHAT, file, problems)
+        about = opened(lambda: _annotations(stored, file, problems), WHAT, file, problems)
         matrix = None
         if about is not None:
             shape = len(about.panel), len(about.features)
-            matrix = opened(lambda: open_matrix(stored["X"], shape, file, problems), _WHAT, file, problems)
+            matrix = opened(lambda: open_matrix(stored["X"], shape, file, problems), WHAT, file, problems)
         yield about, matrix
 
 

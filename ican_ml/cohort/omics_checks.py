@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ican_ml.cohort.asof import NAT, Int64
-from ican_ml.cohort.checks import Problems, Rows, rows_where, shown
+from ican_ml.cohort.checks import Problems, Rows, shown
 from ican_ml.cohort.stored_matrix import Entries, StoredMatrix
 
 KINDS = ("count", "binary", "continuous")
@@ -74,17 +74,15 @@ def check_annotations(obs: Any, var: Any, uns: Any, file: str, problems: Problem
         )
         kind = ""
     for what, index in (("sample", obs.index), ("feature", var.index)):
-        repeated = index.duplicated()
-        if n_repeated := int(repeated.sum()):
-            problems.add(
-                f"duplicate-{what}s",
-                file,
-                column="obs" if what == "sample" else "var",
-                rows=rows_where(repeated),
-                expected=f"unique {what} ids",
-                got=f"{n_repeated} repeated",
-                fix="rename or remove them",
-            )
+        problems.add_where(
+            index.duplicated(),
+            f"duplicate-{what}s",
+            file,
+            column="obs" if what == "sample" else "var",
+            expected=f"unique {what} ids",
+            got="{} repeated",
+            fix="rename or remove them",
+        )
     subject_type = obs["subject_id"].dtype if "subject_id" in obs else "no such column"
     typed = subject_type == np.int64
     if not typed:
@@ -129,7 +127,8 @@ def check_matrix(
     number = {name: i for i, name in enumerate(names)}
     assay = np.array([number.get(name, -1) for name in about.panel], np.int64)
     sparse = matrix.layout != "dense"
-    counts = MatrixCounts(measured=matrix.shape[0] * n_features if sparse else 0)
+    n_by_assay = measured.sum(axis=1)
+    counts = MatrixCounts(measured=int(np.where(assay < 0, n_features, n_by_assay[assay]).sum()) if sparse else 0)
     found: dict[str, Rows] = {code: Rows() for code in _ENTRY_FAULTS}
     n_entries: Counter[str] = Counter()
     for row, column, value in pieces:
@@ -224,17 +223,16 @@ def _read_times(obs: Any, file: str, problems: Problems) -> Times:
             else:
                 bad["timezone"].append(i)
     for code, found in bad.items():
-        if found:
-            expected = "an ISO date" if code == "bad-sample-time" else "a time without a timezone"
-            problems.add(
-                code,
-                file,
-                column="obs/sample_time",
-                rows=rows_where(np.isin(where, found)),
-                expected=f'obs["sample_time"] to be "" (unknown) or {expected}',
-                got=shown([repr(str(distinct[i])) for i in found], 3),
-                fix="write it like 2020-01-31, in the local time of the source",
-            )
+        expected = "an ISO date" if code == "bad-sample-time" else "a time without a timezone"
+        problems.add_where(
+            np.isin(where, found),
+            code,
+            file,
+            column="obs/sample_time",
+            expected=f'obs["sample_time"] to be "" (unknown) or {expected}',
+            got=shown([repr(str(distinct[i])) for i in found], 3),
+            fix="write it like 2020-01-31, in the local time of the source",
+        )
     return times[where]
 
 
@@ -255,16 +253,15 @@ def _read_panels(obs: Any, var: Any, file: str, problems: Problems) -> tuple[dic
     panels = {c.removeprefix(_PANEL): var[c].to_numpy() for c in columns if c not in untyped}
     panel = np.array(_texts(obs["panel"]), dtype=object)
     unnamed = sorted(set(panel) - {column.removeprefix(_PANEL) for column in columns})
-    if unnamed:
-        problems.add(
-            "unknown-panel",
-            file,
-            column="obs/panel",
-            rows=rows_where(np.isin(panel, unnamed)),
-            expected='a boolean column "panel:<name>" in var for every panel in obs',
-            got=f"none for {shown([repr(name) for name in unnamed])}",
-            fix="add the columns, or name the panel of every sample",
-        )
+    problems.add_where(
+        np.isin(panel, unnamed),
+        "unknown-panel",
+        file,
+        column="obs/panel",
+        expected='a boolean column "panel:<name>" in var for every panel in obs',
+        got=f"none for {shown([repr(name) for name in unnamed])}",
+        fix="add the columns, or name the panel of every sample",
+    )
     return panels, panel
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ican_ml.cohort.checks import Problems, rows_where, shown
+from ican_ml.cohort.checks import Problems, shown
 from ican_ml.cohort.episode_checks import EPISODES, check_outcomes, check_repeated
 from ican_ml.cohort.files import open_parquet, read_table
 from ican_ml.cohort.meds_schema import ZONE_FIX, check_schema, data_files
@@ -80,14 +80,14 @@ def check_columns(frame: pl.DataFrame, problems: Problems) -> None:
     subject, time, treatment = (frame.schema.get(name) for name in required)
     if subject is not None and subject != pl.Int64:
         refuse("subject_id", "int64", "map the identifiers to whole numbers")
-    elif subject is not None and (n_null := frame["subject_id"].null_count()):
-        problems.add(
+    elif subject is not None:
+        problems.add_where(
+            frame["subject_id"].is_null().to_numpy(),
             "null-subject",
             EPISODES,
             column="subject_id",
-            rows=rows_where(frame["subject_id"].is_null().to_numpy()),
             expected="a subject_id in every row",
-            got=f"{n_null} null",
+            got="{} null",
             fix="remove these rows",
         )
     if isinstance(time, pl.Datetime) and time.time_zone is not None:
@@ -119,16 +119,16 @@ def read_treatments(root: Path, problems: Problems) -> tuple[dict[str, tuple[str
             problems.add(code, TREATMENTS, column=name, expected=expected, got=got, fix="see the cohort format")
     if problems.n_errors > noted:
         return {}, {}
-    if repeated := frame.filter(pl.col("drug").is_duplicated())["drug"].unique().sort().to_list():
-        problems.add(
-            "duplicate-drug",
-            TREATMENTS,
-            column="drug",
-            rows=rows_where((~frame["drug"].is_first_distinct()).to_numpy()),
-            expected="one row a drug",
-            got=f"several for {shown([str(drug) for drug in repeated])}",
-            fix="merge them",
-        )
+    repeated = ~frame["drug"].is_first_distinct()
+    problems.add_where(
+        repeated.to_numpy(),
+        "duplicate-drug",
+        TREATMENTS,
+        column="drug",
+        expected="one row a drug",
+        got=f"several for {shown(sorted({str(drug) for drug in frame['drug'].filter(repeated)}))}",
+        fix="merge them",
+    )
     drugs = frame["drug"].to_list()
     targets = {
         drug: tuple(dict.fromkeys(gene for gene in genes or () if gene))

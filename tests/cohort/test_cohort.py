@@ -102,7 +102,8 @@ def test_a_cohort_needs_only_episodes(mini: Path) -> None:
 
 
 def test_prediction_times_may_all_be_unknown(mini: Path) -> None:
-    edit_episodes(mini, pl.lit(None).alias("prediction_time"), pl.lit([]).alias("treatment"))
+    line = pl.int_range(pl.len()).alias("line")
+    edit_episodes(mini, pl.lit(None).alias("prediction_time"), pl.lit([]).alias("treatment"), line)
     assert read_cohort(mini).episodes.schema["prediction_time"] == pl.Datetime("us")
 
 
