@@ -43,6 +43,18 @@ def check_outcomes(frame: pl.DataFrame, row: Int64, problems: Problems, clocks: 
     if "sensitivity" in frame.columns and fits("sensitivity", _is_number(frame, "sensitivity"), "float", "convert it"):
         wrong = pl.col("sensitivity").cast(pl.Float64).is_finite().not_()
         _check(frame, row, problems, "non-finite", "sensitivity", wrong, "finite")
+    for time in [column for column in frame.columns if column.endswith("_time") and frame.schema[column].is_numeric()]:
+        event = f"{time.removesuffix('_time')}_event"
+        if event not in frame.columns:
+            problems.add(
+                "missing-event",
+                EPISODES,
+                column=event,
+                severity="warning",
+                expected=f"{event} beside {time}",
+                got="no such column",
+                fix="add it (true = happened, false = censored), or rename what is no outcome",
+            )
     for name in survival_names(frame):
         time, event, entry = (f"{name}_{part}" for part in ("time", "event", "entry"))
         if time not in frame.columns:

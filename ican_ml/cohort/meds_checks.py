@@ -21,6 +21,7 @@ from ican_ml.cohort.checks import Problems, shown
 from ican_ml.cohort.files import open_parquet, read_object, read_table
 from ican_ml.cohort.meds_schema import check_schema, data_files
 from ican_ml.cohort.meds_stream import FileScan, rows_of, scan_file
+from ican_ml.cohort.split import PARTS
 
 if TYPE_CHECKING:
     import polars as pl
@@ -181,7 +182,7 @@ def _check_elsewhere(path: Path, file: str, here: Int64, seen: Int64, problems: 
 def _check_placed(summary: RecordSummary, of_folder: dict[str, list[Int64]], file: str, problems: Problems) -> None:
     """Subjects lie in the folder of their split, where folders are named after splits, and every one has a split."""
     assert summary.splits is not None
-    names = set(summary.splits["split"].unique())
+    names = {*PARTS, *summary.splits["split"].unique()}
     subject, split = summary.splits["subject_id"].to_numpy(), summary.splits["split"]
     for folder, parts in of_folder.items():
         if folder in names:

@@ -94,7 +94,7 @@ def _converts(found: pa.DataType, expected: pa.DataType) -> bool:
     if any(text(expected) for text in texts):
         return any(text(found) for text in texts)
     if types.is_integer(expected):
-        return bool(types.is_integer(found))
+        return bool(types.is_integer(found) and not types.is_uint64(found))
     if types.is_floating(expected):
         return bool(types.is_integer(found) or types.is_floating(found))
     if types.is_timestamp(expected):

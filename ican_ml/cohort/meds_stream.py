@@ -102,14 +102,12 @@ def scan_file(path: Path, file: str, problems: Problems, tell: Tell) -> FileScan
             continue
         n_of_code = np.bincount(code, minlength=len(batch.codes))
         scan.codes.update({name: int(n) for name, n in zip(batch.codes, n_of_code, strict=True) if n})
-        before = subject[0] if last_subject is None else last_subject
-        step = np.diff(subject, prepend=before)
-        same = subject == np.concatenate(([before], subject[:-1]))
-        if last_subject is None:
-            same[0] = False
-        backwards = np.concatenate(([last_time], time[:-1])) > time
-        found["unsorted-subjects"].add(row[~same & (step < 0)])
-        found["unsorted-times"].add(row[same & backwards])
+        before = np.concatenate(([subject[0] if last_subject is None else last_subject], subject[:-1]))
+        same = subject == before
+        same[0] &= last_subject is not None
+        earlier = time < np.concatenate(([last_time], time[:-1]))
+        found["unsorted-subjects"].add(row[subject < before])
+        found["unsorted-times"].add(row[same & earlier])
         n_runs += int((~same).sum())
         last_subject, last_time = subject[-1], time[-1]
         dated = time != NAT
@@ -249,11 +247,11 @@ def _as_arrays(batch: pa.RecordBatch) -> _Batch:
 
     subject, code = batch.column("subject_id"), batch.column("code")
     time = batch.column("time").cast(pa.timestamp("us"), safe=False)
-    if not pa.types.is_dictionary(code.type):
+    if not pa.types.is_dictionary(code.type) or code.dictionary.null_count:
         code = code.cast(pa.large_string()).dictionary_encode()
     non_finite = np.zeros(len(batch), bool)
     if "numeric_value" in batch.schema.names:
-        value = batch.column("numeric_value").cast(pa.float64())
+        value = batch.column("numeric_value").cast(pa.float64(), safe=False)
         non_finite = pc.invert(pc.is_finite(value)).fill_null(False).to_numpy(zero_copy_only=False)
     return _Batch(
         subject=whole(subject, 0),

@@ -94,6 +94,16 @@ def check_columns(frame: pl.DataFrame, problems: Problems) -> None:
         refuse("prediction_time", "without a timezone", ZONE_FIX, "timezone", f"timezone {time.time_zone}")
     elif time is not None and not isinstance(time, pl.Datetime | pl.Date | pl.Null):
         refuse("prediction_time", "timestamp[us]", "parse it to a timestamp")
+    elif isinstance(time, pl.Date):
+        problems.add(
+            "inexact-dtype",
+            EPISODES,
+            column="prediction_time",
+            severity="warning",
+            expected="prediction_time timestamp[us]",
+            got="Date",
+            fix="convert it: a date is read as the midnight at its start, and the rest of the day as unknown",
+        )
     if treatment is not None and treatment not in (pl.List(pl.String), pl.List(pl.Null)):
         refuse("treatment", "list<string>", "write a list of drug names, [] = none")
     for column in ("task", "indication"):

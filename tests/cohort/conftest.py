@@ -1,6 +1,7 @@
-"""A cohort of six subjects, small enough to know by heart, that tests change before they read it."""
+"""Cohorts that tests change before they read them: six subjects, small enough to know by heart, and a simulated one."""
 
 import json
+import shutil
 import warnings
 from collections.abc import Callable
 from datetime import datetime
@@ -110,3 +111,61 @@ def rewrite() -> Callable[..., None]:
         write_modality(cohort, name, **changed)
 
     return write
+
+
+@pytest.fixture(scope="session")
+def healthy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give a simulated cohort of 60 subjects. Read it; never write into it."""
+    from ican_ml.cohort.simulate import simulate
+
+    out = tmp_path_factory.mktemp("healthy") / "cohort"
+    simulate(out, subjects=60, seed=3)
+    return out
+
+
+# Faults that training meets elsewhere: when it splits by that column, or when it reads records (in any order).
+_NOT_TRAINING = {"subject-in-two-splits", "subject-in-two-folds", "unknown-split", "split-mismatch"}
+_NO_EVENTS = {"missing-column", "wrong-dtype", "timezone"}
+
+
+@pytest.fixture
+def assert_named(healthy: Path, tmp_path: Path) -> Callable[..., None]:
+    """Give a function that plants a fault in a copy of the healthy cohort and asserts what is found: no more, no less.
+
+    It takes the change, the violations as (code, file), the severity, and the number of rows of the first. Training
+    refuses the copy exactly where the validator calls the fault an error, as far as training reads it.
+    """
+    from ican_ml.cohort.cohort import CohortError, read_cohort
+    from ican_ml.cohort.validate import validate
+
+    def check(
+        change: Callable[[Path], None], found: set[tuple[str, str]], n_rows: int | None = None, severity: str = "error"
+    ) -> None:
+        root = tmp_path / "cohort"
+        shutil.copytree(healthy, root)
+        change(root)
+        report = validate(root)
+        assert {(violation.code, violation.file) for violation in report.violations} == found
+        for violation in report.violations:
+            assert violation.expected
+            assert violation.got
+            assert violation.fix
+        first = report.violations[0]
+        assert first.severity == severity
+        if n_rows is not None:
+            assert (first.n_rows, len(first.rows)) == (n_rows, min(n_rows, 5))
+        texts = " ".join(map(str, report.violations))
+        assert not any(str(subject) in texts for subject in pl.read_parquet(healthy / "episodes.parquet")["subject_id"])
+        assert str(tmp_path) not in texts
+
+        errors = {violation.code for violation in report.violations if violation.severity == "error"}
+        if first.file.startswith("records/") and not errors & _NO_EVENTS:
+            return
+        try:
+            read_cohort(root)
+        except CohortError:
+            assert errors, "the validator accepts what training refuses"
+        else:
+            assert errors <= _NOT_TRAINING, "training accepts what the validator calls an error"
+
+    return check
