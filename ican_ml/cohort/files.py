@@ -56,7 +56,7 @@ def open_parquet(path: Path, file: str, problems: Problems) -> pq.ParquetFile | 
     """Parquet file that is read piece by piece, never a whole row group at once."""
     import pyarrow.parquet as pq
 
-    return opened(lambda: pq.ParquetFile(path, buffer_size=1 << 20), "a Parquet file", file, problems)
+    return opened(lambda: pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False), "a Parquet file", file, problems)
 
 
 def opened(read: Callable[[], T], what: str, file: str, problems: Problems) -> T | None:

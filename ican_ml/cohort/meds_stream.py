@@ -25,7 +25,7 @@ from ican_ml.cohort.files import each, open_parquet
 if TYPE_CHECKING:
     import pyarrow as pa
 
-BATCH = 1 << 17
+_BATCH = 1 << 15
 _NEVER = np.iinfo(np.int64).max
 _BIRTH = "MEDS_BIRTH"
 Bool = npt.NDArray[np.bool_]
@@ -46,7 +46,7 @@ class SubjectTimes:
         """Add runs of rows; they are merged when they outnumber the subjects, so that few rows are sorted twice."""
         self._pending.append((subject_id, first, birth))
         self._n_pending += len(subject_id)
-        if self._n_pending > max(1 << 20, 2 * len(self.subject_id)):
+        if self._n_pending > max(1 << 18, 2 * len(self.subject_id)):
             self.merge()
 
     def merge(self) -> None:
@@ -227,7 +227,7 @@ def _batches(path: Path, file: str, problems: Problems, tell: Tell) -> Iterator[
     names = [name for name in ("subject_id", "time", "code", "numeric_value") if name in stored.schema_arrow.names]
 
     def read() -> Iterator[_Batch]:
-        for batch in stored.iter_batches(batch_size=BATCH, columns=names):
+        for batch in stored.iter_batches(batch_size=_BATCH, columns=names):
             yield _as_arrays(batch)
 
     n_rows = 0

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from ican_ml.cohort.checks import Problems, shown
 from ican_ml.encoding.csr import CSRBatch
 
-_ENTRIES = 1 << 20
+_ENTRIES = 1 << 18
 Int64 = npt.NDArray[np.int64]
 Entries = tuple[Int64, Int64, npt.NDArray[np.float32]]
 _SPARSE = {"csr_matrix": "csr", "csc_matrix": "csc"}
