@@ -51,7 +51,7 @@ SERVING_MODULES = (
     "ican_ml.records.vocabulary",
 )
 # Whole cohorts are predicted and evaluated with the cohort's readers, without torch.
-COHORT_LIBRARIES = {"anndata", "h5py", "onnxruntime", "pandas", "polars", "pyarrow", "scipy", "tqdm"}
+COHORT_LIBRARIES = {"anndata", "h5py", "meds", "onnxruntime", "pandas", "polars", "pyarrow", "scipy", "tqdm"}
 COHORT_MODULES = ("ican_ml.serving.align", "ican_ml.serving.cohort", "ican_ml.transfer")
 # What training may use and serving, encoding and the model may not, or only in the file made for it.
 TRAINING_LIBRARIES = {

@@ -21,7 +21,7 @@ def add(commands: Commands) -> None:
     parser.add_argument("cohort", type=Path, metavar="COHORT", help="folder of a cohort, or of a MEDS dataset")
     parser.add_argument("--strict", action="store_true", help="count warnings as errors")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.set_defaults(run=_run, extra="train")
+    parser.set_defaults(run=_run, extra="cohort")
 
 
 def _run(parsed: argparse.Namespace) -> None:
