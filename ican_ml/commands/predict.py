@@ -63,7 +63,8 @@ def _predict_cohort(parsed: argparse.Namespace) -> None:
             "--treatment, --json: expected with a PATIENT.json only; a cohort's episodes say what they ask"
         )
     if parsed.out is None or parsed.out.suffix != ".parquet":
-        raise ValueError(f"--out: expected a file for the predictions that ends in .parquet, got {parsed.out}")
+        got = "nothing" if parsed.out is None else repr(parsed.out.name)
+        raise ValueError(f"--out: expected a file for the predictions that ends in .parquet, got {got}")
     if not parsed.out.parent.is_dir():
         raise ValueError(f"--out: expected a folder that exists, got {parsed.out.parent.name!r}; make it first")
     parsed.extra = "cohort"
