@@ -156,7 +156,7 @@ def _labels(episodes: pl.DataFrame, rows: Int64) -> dict[str, npt.NDArray[Any]]:
         "treatment": np.array(["+".join(drugs or ()) for drugs in chosen["treatment"].to_list()], dtype=str),
     }
     if "indication" in chosen.columns:
-        labels["indication"] = chosen["indication"].fill_null("unknown").to_numpy().astype(str)
+        labels["indication"] = chosen["indication"].cast(str).fill_null("unknown").to_numpy().astype(str)
     return labels
 
 
