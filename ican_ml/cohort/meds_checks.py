@@ -33,9 +33,20 @@ _MEDS = "0.4"
 
 @dataclass(kw_only=True, slots=True)
 class RecordSummary:
-    """What a dataset holds; ``splits`` is subject_id and split, where subject_splits.parquet can be read."""
+    """What a dataset holds.
+
+    Attributes
+    ----------
+    scans, complete
+        One for each data file that can be read; whether that is all of them, to their end.
+    subject_id
+        int64, ascending.
+    splits
+        ``subject_id``, ``split`` and ``row``, where subject_splits.parquet can be read.
+    """
 
     scans: list[FileScan] = field(default_factory=list)
+    complete: bool = True
     subject_id: Int64 = field(default_factory=lambda: np.zeros(0, np.int64))
     splits: pl.DataFrame | None = None
 
@@ -51,12 +62,14 @@ def check_dataset(records: Path, prefix: str, problems: Problems, tell: Tell) ->
     for path, file in data_files(records, prefix, problems):
         stored = open_parquet(path, file, problems)
         if stored is None or not check_schema("DataSchema", stored.schema_arrow, file, problems):
+            summary.complete = False
             continue
         scan = scan_file(path, file, problems, partial(tell, file, path))
         here = scan.subjects.subject_id
         _check_elsewhere(path, file, here, summary.subject_id, problems)
         summary.subject_id = np.union1d(summary.subject_id, here)
         summary.scans.append(scan)
+        summary.complete &= scan.n_rows == stored.metadata.num_rows
         folders = path.relative_to(records / "data").parts[:-1]
         of_folder.setdefault(folders[0] if folders else "", []).append(here)
     if known is not None:
@@ -167,7 +180,7 @@ def _check_elsewhere(path: Path, file: str, here: Int64, seen: Int64, problems: 
     again = np.intersect1d(here, seen, assume_unique=True)
     if not len(again):
         return
-    rows = rows_of(path, file, lambda subject, time: find_subjects(again, subject)[1], problems)
+    rows = rows_of(path, lambda subject, time: find_subjects(again, subject)[1])
     problems.add(
         "subject-in-two-files",
         file,

@@ -129,10 +129,10 @@ def scan_file(path: Path, file: str, problems: Problems, tell: Tell) -> FileScan
     return scan
 
 
-def rows_of(path: Path, file: str, wanted: Callable[[Int64, Int64], Bool], problems: Problems) -> Rows:
-    """Rows that ``wanted`` marks, given their subjects and times: a second pass over a file."""
+def rows_of(path: Path, wanted: Callable[[Int64, Int64], Bool]) -> Rows:
+    """Rows that ``wanted`` marks, given their subjects and times: a second pass over a file that was read once."""
     rows, n_rows = Rows(), 0
-    for batch in _batches(path, file, problems, lambda share: None):
+    for batch in _batches(path, path.name, Problems(), lambda share: None):
         rows.add(n_rows + np.flatnonzero(batch.has_subject & wanted(batch.subject, batch.time)))
         n_rows += len(batch.subject)
     return rows
@@ -197,7 +197,7 @@ def _note_before_birth(path: Path, file: str, subjects: SubjectTimes, problems: 
         early: Bool = known & (time != NAT) & (time < birth[position])
         return early
 
-    rows = rows_of(path, file, wanted, problems)
+    rows = rows_of(path, wanted)
     problems.add(
         "before-birth",
         file,

@@ -19,8 +19,8 @@ from ican_ml.cohort.asof import NAT, Int64
 from ican_ml.cohort.checks import Problems, Rows, shown
 from ican_ml.cohort.stored_matrix import Entries, StoredMatrix
 
-KINDS = ("count", "binary", "continuous")
-MOSTLY = 0.5
+_KINDS = ("count", "binary", "continuous")
+_MOSTLY = 0.5
 _PANEL = "panel:"
 Times = npt.NDArray[np.datetime64]
 Bool = npt.NDArray[np.bool_]
@@ -63,12 +63,12 @@ def check_annotations(obs: Any, var: Any, uns: Any, file: str, problems: Problem
     """Read obs and var (pandas) and uns."""
     ican = uns.get("ican") if isinstance(uns, Mapping) else None
     kind = ican.get("kind") if isinstance(ican, Mapping) else None
-    if not isinstance(kind, str) or kind not in KINDS:
+    if not isinstance(kind, str) or kind not in _KINDS:
         problems.add(
             "unknown-kind",
             file,
             column='uns["ican"]["kind"]',
-            expected=f'uns["ican"]["kind"] to be one of {shown(KINDS)}',
+            expected=f'uns["ican"]["kind"] to be one of {shown(_KINDS)}',
             got=repr(kind),
             fix='set uns["ican"] = {"kind": ...}',
         )
@@ -133,9 +133,8 @@ def check_matrix(
     n_entries: Counter[str] = Counter()
     for row, column, value in pieces:
         inside = (row >= 0) & (row < matrix.shape[0]) & (column >= 0) & (column < n_features)
-        wrong = {"broken-matrix": ~inside}
         if not inside.all():
-            found["broken-matrix"].count += 1
+            found["broken-matrix"].add(np.unique(row[~inside]))
             row, column, value = row[inside], column[inside], value[inside]
         missing = np.isnan(value)
         counts.nonzero += int(np.count_nonzero(value)) - int(missing.sum())
@@ -159,7 +158,7 @@ def check_matrix(
         if found[code].count:
             got = got.format(n_entries[code])
             problems.add(code, file, column="X", rows=found[code], expected=expected, got=got, fix=fix)
-    if not sparse and counts.measured == matrix.shape[0] * n_features and counts.nonzero < MOSTLY * counts.measured:
+    if not sparse and counts.measured == matrix.shape[0] * n_features and counts.nonzero < _MOSTLY * counts.measured:
         problems.add(
             "dense-zeros",
             file,

@@ -70,12 +70,16 @@ class StoredMatrix:
             start = stop
 
     def _dense_entries(self) -> Iterator[Entries]:
-        chunk = (getattr(self.data, "chunks", None) or (1,))[0]
-        height = max(_ENTRIES // max(self.shape[1], 1) // chunk, 1) * chunk
-        for start in range(0, self.shape[0], height):
-            values = self.data[start : start + height].astype(np.float32)
-            row, column = np.nonzero(~np.isnan(values))
-            yield row + start, column, values[row, column]
+        """Tiles of whole HDF5 chunks, each of which is unpacked once."""
+        n_samples, n_features = self.shape
+        high, wide = getattr(self.data, "chunks", None) or (1, max(n_features, 1))
+        wide *= max(min(_ENTRIES // (high * wide), -(-n_features // wide)), 1)
+        high *= max(_ENTRIES // (high * wide), 1)
+        for top in range(0, n_samples, high):
+            for left in range(0, n_features, wide):
+                values = self.data[top : top + high, left : left + wide].astype(np.float32)
+                row, column = np.nonzero(~np.isnan(values))
+                yield row + top, column + left, values[row, column]
 
     def to_csr(self) -> CSRBatch:
         """Rows with ascending feature ids, of a loaded matrix whose entries were checked; a dense one keeps zeros."""

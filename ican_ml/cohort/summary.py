@@ -84,7 +84,7 @@ def of_episodes(episodes: pl.DataFrame) -> list[dict[str, Any]]:
     import polars as pl
 
     by = [name for name in ("task", "indication") if episodes.schema.get(name) == pl.String]
-    groups = episodes.group_by(by).__iter__() if by else iter([((), episodes)])
+    groups = episodes.group_by(by) if by else [((), episodes)]
     lines = []
     for key, group in groups:
         names = dict(zip(by, key, strict=True))
@@ -108,7 +108,8 @@ def _outcomes(group: pl.DataFrame) -> dict[str, dict[str, Any]]:
         dtype = group.schema.get(column)
         if dtype is None or not (dtype == pl.Boolean or (figure == "mean" and dtype.is_numeric())):
             continue
-        known = group[column].drop_nulls().cast(pl.Float64)
+        known = group[column].cast(pl.Float64).drop_nulls()
+        known = known.filter(known.is_finite())
         if len(known):
             found[name] = {"known": len(known), figure: round(float(known.to_numpy().mean()), 4)}
     return found

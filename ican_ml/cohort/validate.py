@@ -9,7 +9,7 @@ X and the records are read in pieces, so that both may be larger than memory; ep
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -125,7 +125,7 @@ def _validate_cohort(
         _check_clocks(meta, episodes, problems)
     tell(EPISODES, root / EPISODES, 1.0)
     targets, _ = read_treatments(root, problems)
-    if episodes is not None and (root / TREATMENTS).exists() and targets:
+    if episodes is not None and targets:
         _check_drugs(episodes, targets, problems)
     has_records = (root / "records").is_dir()
     records = check_dataset(root / "records", "records/", problems, tell) if has_records else RecordSummary()
@@ -141,7 +141,8 @@ def _validate_cohort(
         sampled.append(subjects)
         if asked is not None:
             check_overlap(subjects, asked, f"omics/{path.name}", problems)
-            _check_known(subjects, np.union1d(asked, records.subject_id), f"omics/{path.name}", problems)
+            if records.complete:
+                _check_known(subjects, np.union1d(asked, records.subject_id), f"omics/{path.name}", problems)
     return str(meta.get("name", root.name)), {
         "subjects": summary.of_subjects(asked, np.unique(np.concatenate(sampled)), records.subject_id),
         "omics": omics,
@@ -165,10 +166,9 @@ def _validate_modality(
         return [summary.of_modality(path.stem, about, matrix, counts)], about.subject_id
 
 
-def _told(matrix: StoredMatrix, tell: Callable[[float], None]) -> Any:
+def _told(matrix: StoredMatrix, tell: Callable[[float], None]) -> Iterator[Entries]:
     n_entries = max(int(matrix.offsets[-1]) or matrix.shape[0] * matrix.shape[1], 1)
     n_done = 0
-    piece: Entries
     for piece in matrix.entries():
         yield piece
         n_done += len(piece[0])
