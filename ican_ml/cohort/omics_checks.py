@@ -129,12 +129,12 @@ def check_matrix(
     sparse = matrix.layout != "dense"
     n_by_assay = measured.sum(axis=1)
     counts = MatrixCounts(measured=int(np.where(assay < 0, n_features, n_by_assay[assay]).sum()) if sparse else 0)
-    found: dict[str, Rows] = {code: Rows() for code in _ENTRY_FAULTS}
+    found: dict[str, Bool] = {}
     n_entries: Counter[str] = Counter()
     for row, column, value in pieces:
         inside = (row >= 0) & (row < matrix.shape[0]) & (column >= 0) & (column < n_features)
         if not inside.all():
-            found["broken-matrix"].add(np.unique(row[~inside]))
+            n_entries["broken-matrix"] += 1
             row, column, value = row[inside], column[inside], value[inside]
         missing = np.isnan(value)
         counts.nonzero += int(np.count_nonzero(value)) - int(missing.sum())
@@ -153,11 +153,13 @@ def check_matrix(
         for code, at in wrong.items():
             if at.any():
                 n_entries[code] += int(at.sum())
-                found[code].add(np.unique(row[at]))
+                found.setdefault(code, np.zeros(matrix.shape[0], bool))[row[at]] = True
     for code, (expected, got, fix) in _ENTRY_FAULTS.items():
-        if found[code].count:
+        if n_entries[code]:
+            rows = Rows()
+            rows.add(np.flatnonzero(found.get(code, np.zeros(0, bool))))
             got = got.format(n_entries[code])
-            problems.add(code, file, column="X", rows=found[code], expected=expected, got=got, fix=fix)
+            problems.add(code, file, column="X", rows=rows, expected=expected, got=got, fix=fix)
     if not sparse and counts.measured == matrix.shape[0] * n_features and counts.nonzero < _MOSTLY * counts.measured:
         problems.add(
             "dense-zeros",
