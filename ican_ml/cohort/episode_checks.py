@@ -43,7 +43,8 @@ def check_outcomes(frame: pl.DataFrame, row: Int64, problems: Problems, clocks: 
     if "sensitivity" in frame.columns and fits("sensitivity", _is_number(frame, "sensitivity"), "float", "convert it"):
         wrong = pl.col("sensitivity").cast(pl.Float64).is_finite().not_()
         _check(frame, row, problems, "non-finite", "sensitivity", wrong, "finite")
-    for time in [column for column in frame.columns if column.endswith("_time") and frame.schema[column].is_numeric()]:
+    numbers = [column for column in frame.columns if frame.schema[column].is_numeric() and column != "prediction_time"]
+    for time in [column for column in numbers if column.endswith("_time")]:
         event = f"{time.removesuffix('_time')}_event"
         if event not in frame.columns:
             problems.add(
