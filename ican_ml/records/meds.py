@@ -7,15 +7,17 @@ and unit, sorted or not, in any number of files; ``records/metadata/codes.parque
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import polars as pl
 
 from ican_ml.records.store import RecordStore, build_store
 from ican_ml.records.vocabulary import Int64
+
+_T = TypeVar("_T")
 
 
 class RecordError(ValueError):
@@ -58,7 +60,7 @@ def read_records(cohort_path: str | Path) -> RecordStore:
 
 def _read_data(path: Path, name: str) -> pl.DataFrame:
     """One data file with the five columns of the store."""
-    schema = pl.read_parquet_schema(path)
+    schema = _readable(name, lambda: pl.read_parquet_schema(path))
     missing = [column for column in ("subject_id", "time", "code") if column not in schema]
     if missing:
         raise RecordError(f"{name}: expected the MEDS columns subject_id, time, code, got no {', '.join(missing)}")
@@ -66,7 +68,7 @@ def _read_data(path: Path, name: str) -> pl.DataFrame:
     present: list[str] = [
         column for column in ("subject_id", "time", "code", "numeric_value", "unit") if column in schema
     ]
-    frame = pl.read_parquet(path, columns=present)
+    frame = _readable(name, lambda: pl.read_parquet(path, columns=present))
     for column in ("subject_id", "code"):
         if n_null := frame[column].null_count():
             raise RecordError(
@@ -81,6 +83,13 @@ def _read_data(path: Path, name: str) -> pl.DataFrame:
         value.cast(pl.Float32, strict=False).fill_null(float("nan")).alias("numeric_value"),
         unit.cast(pl.String).str.strip_chars().fill_null("").alias("unit"),
     )
+
+
+def _readable(name: str, read: Callable[[], _T]) -> _T:
+    try:
+        return read()
+    except (OSError, pl.exceptions.PolarsError):
+        raise RecordError(f"{name}: expected a readable Parquet file, got damaged bytes; write it again") from None
 
 
 def _check_types(schema: Mapping[str, Any], name: str) -> None:

@@ -85,6 +85,16 @@ def test_what_cannot_be_read_is_explained(tmp_path: Path, broken: pl.DataFrame, 
         read_records(write(tmp_path, broken))
 
 
+def test_damaged_bytes_are_explained(tmp_path: Path) -> None:
+    write(tmp_path, frame())
+    (path,) = tmp_path.rglob("data/**/*.parquet")
+    content = path.read_bytes()
+    for damaged in (content[:-100], content[:4] + bytes(60) + content[64:]):
+        path.write_bytes(damaged)
+        with pytest.raises(RecordError, match="expected a readable Parquet file"):
+            read_records(tmp_path)
+
+
 def test_no_files(tmp_path: Path) -> None:
     with pytest.raises(RecordError, match=r"at least one \.parquet file"):
         read_records(tmp_path)
