@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 
 import ican_ml
-from ican_ml.commands import evaluate, predict, simulate, validate, verify
+from ican_ml.commands import audit, evaluate, predict, simulate, validate, verify
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -29,7 +29,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="ican", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--version", action="version", version=f"ican_ml {ican_ml.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (simulate, validate, verify, evaluate, predict):
+    for command in (simulate, validate, audit, verify, evaluate, predict):
         command.add(commands)
     return parser
 

@@ -116,14 +116,20 @@ class SplitConfig:
 
 @dataclass(kw_only=True, slots=True)
 class EvaluationConfig:
-    """Bootstrap replicates of the intervals, and the baselines to stand beside the model."""
+    """Bootstrap replicates of the intervals, the baselines to stand beside the model, and the audit.
+
+    ``permutations``: how often outcomes are permuted and the linear path fitted again to look for leaks; 0 = never.
+    """
 
     replicates: int = 300
     baselines: bool = True
+    permutations: int = 3
 
     def __post_init__(self) -> None:
         if self.replicates < 1:
             raise ValueError(f"evaluation.replicates: expected at least 1, got {self.replicates}")
+        if self.permutations < 0 or self.permutations == 1:
+            raise ValueError(f"evaluation.permutations: expected 0 or at least 2, got {self.permutations}")
 
 
 @dataclass(kw_only=True, slots=True)

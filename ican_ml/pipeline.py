@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -21,6 +21,8 @@ import numpy.typing as npt
 import torch
 
 import ican_ml
+from ican_ml.audit.audit import Audit, audit_cohort
+from ican_ml.audit.permutation import LINEAR
 from ican_ml.bundle.export import export_bundle, parity
 from ican_ml.bundle.read import open_bundle
 from ican_ml.cohort.cohort import Cohort, read_cohort
@@ -28,16 +30,13 @@ from ican_ml.cohort.simulate import simulate
 from ican_ml.cohort.simulate_truth import read_truth
 from ican_ml.cohort.split import Split, folds, split_episodes, values_in_turn
 from ican_ml.config import Method, RunConfig
-from ican_ml.evaluation.baselines import fit_baselines
-from ican_ml.evaluation.outcome import Outcome
-from ican_ml.inputs.answer import Float64, summarise
-from ican_ml.inputs.assemble import CohortStates, as_dictionary, assemble
+from ican_ml.fold import Prepared, baseline_scores, encode_fold, fit_fold, network_scores
+from ican_ml.inputs.answer import Float64
+from ican_ml.inputs.assemble import as_dictionary, assemble
 from ican_ml.inputs.encode import collate, encode
-from ican_ml.inputs.fit import fit_schema
 from ican_ml.inputs.schema import InputSchema
 from ican_ml.model.patient_transformer import PatientTransformer
 from ican_ml.records.meds import read_records
-from ican_ml.records.store import RecordStore
 from ican_ml.results import (
     MODEL,
     ORACLE,
@@ -48,29 +47,15 @@ from ican_ml.results import (
     write_run_report,
 )
 from ican_ml.run_folder import RunFolder, Stage, data_hash, stage_key
-from ican_ml.training.data import PatientData
-from ican_ml.training.design import baseline_design
 from ican_ml.training.loggers import close_loggers, run_loggers
-from ican_ml.training.loop import fit, predict
-from ican_ml.training.outcomes import loss_arrays, read_outcomes
+from ican_ml.training.loop import fit
+from ican_ml.training.outcomes import read_outcomes
 
 if TYPE_CHECKING:
     import polars as pl
 
 _log = logging.getLogger(__name__)
 _NETWORK, _SCHEMA = "network.pt", "schema.json"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Prepared:
-    """What every fold shares: nothing in it is fitted."""
-
-    cohort: Cohort
-    store: RecordStore | None
-    episodes: pl.DataFrame
-    outcomes: dict[str, Outcome]
-    splits: dict[str, Split]
-    data_hash: str
 
 
 def run(config: RunConfig) -> Path:
@@ -84,7 +69,8 @@ def run(config: RunConfig) -> Path:
         _score_fold(config, prepared, folder, name, stage) for name, stage in zip(prepared.splits, fitted, strict=True)
     ]
     difference = _export(config, prepared, folder, fitted[0])
-    _conclude(config, prepared, scores, folder, difference)
+    audit = _audit(config, prepared, scores, folder)
+    _conclude(config, prepared, scores, audit, folder, difference)
     return folder.root
 
 
@@ -167,10 +153,11 @@ def _fit_fold(config: RunConfig, prepared: Prepared, folder: RunFolder, name: st
         _log.info("%s: already fitted", name)
         return stage
     started = time.monotonic()
-    schema, states, data = _encode(config, prepared, name)
-    (stage.folder / _SCHEMA).write_text(json.dumps(schema.to_json()))
     split = prepared.splits[name]
-    train, tuning = (data.of_episodes(states.patient[rows], states.slot[rows]) for rows in (split.train, split.tuning))
+    fold = fit_fold(config, prepared, split)
+    schema = fold.schema
+    (stage.folder / _SCHEMA).write_text(json.dumps(schema.to_json()))
+    train, tuning = fold.data(prepared.outcomes, split.train, split.tuning)
     _log.info(
         "%s: %d training, %d tuning, %d held-out episodes, %d left out; %d summary columns, %d drugs, %d genes",
         name,
@@ -191,7 +178,7 @@ def _fit_fold(config: RunConfig, prepared: Prepared, folder: RunFolder, name: st
         trainer=config.trainer,
         folder=stage.folder,
         seed=config.seed,
-        subject=states.subject_id,
+        subject=fold.states.subject_id,
         curve_file=folder.root / "logs" / f"{name}.csv",
         loggers=run_loggers(config.logger, folder.root, name),
     )
@@ -210,55 +197,20 @@ def _score_fold(config: RunConfig, prepared: Prepared, folder: RunFolder, name: 
     stage = folder.stage(f"{name}/scores", stage_key(key, asdict(config.evaluation)["baselines"]))
     if not stage.is_done:
         network, schema = load_fitted(fitted.folder, config)
-        states = assemble(prepared.cohort, prepared.store, prepared.episodes, config.inputs.covariates)
-        encoded = encode(schema, states.patients, backend=config.encoding.choice)
-        held_out = np.unique(states.patient[rows])
-        outputs = predict(network, encoded, held_out)
-        place = np.searchsorted(held_out, states.patient[rows])
-        design = baseline_design(schema, encoded, states, prepared.episodes) if config.evaluation.baselines else None
-        split = prepared.splits[name]
-        arrays: dict[str, Float64] = {}
-        for task in schema.tasks:
-            each = summarise(task, outputs[task.name])[place, states.slot[rows]]
-            arrays[f"{task.name}/{MODEL}"] = -each if task.kind == "survival" else each
-            if design is not None:
-                found = fit_baselines(
-                    design,
-                    prepared.outcomes[task.name],
-                    split.train,
-                    split.tuning,
-                    rows,
-                    seed=config.seed,
-                    threads=torch.get_num_threads(),
-                )
-                arrays |= {f"{task.name}/{baseline}": values for baseline, values in found.items()}
-            if (truth := _oracle(prepared.cohort, task.name)) is not None:
-                arrays[f"{task.name}/{ORACLE}"] = truth[rows]
+        fold = encode_fold(config, prepared, schema)
+        arrays = {f"{task}/{MODEL}": values for task, values in network_scores(network, fold, rows).items()}
+        if config.evaluation.baselines:
+            found = baseline_scores(config, prepared, fold, prepared.splits[name])
+            arrays |= {f"{task}/{by}": values for task, scores in found.items() for by, values in scores.items()}
+        for task in prepared.outcomes:
+            if (truth := _oracle(prepared.cohort, task)) is not None:
+                arrays[f"{task}/{ORACLE}"] = truth[rows]
         np.savez(stage.folder / "scores.npz", **cast("dict[str, Any]", arrays))
         stage.finish({})
         _log.info("%s: held-out episodes scored", name)
     with np.load(stage.folder / "scores.npz") as stored:
         arrays = dict(stored)
     return Scores(name=name, rows=rows, arrays=arrays, curve=tuple(fitted.result()["curve"]))
-
-
-def _encode(config: RunConfig, prepared: Prepared, name: str) -> tuple[InputSchema, CohortStates, PatientData]:
-    """Fit the schema on the training episodes, then encode training and tuning ones."""
-    episodes, split = prepared.episodes, prepared.splits[name]
-    schema = fit_schema(
-        prepared.cohort,
-        prepared.store,
-        episodes[split.train],
-        config.inputs,
-        outcomes=[(o.name, o.kind.value) for o in config.task.outcomes],
-        backend=config.encoding.choice,
-    )
-    states = assemble(prepared.cohort, prepared.store, episodes, config.inputs.covariates)
-    encoded = encode(schema, states.patients, backend=config.encoding.choice)
-    arrays: dict[str, Any] = {}
-    for task in schema.tasks:
-        arrays |= loss_arrays(task, prepared.outcomes[task.name], states)
-    return schema, states, PatientData(encoded=encoded, outcomes=arrays, rows=np.arange(encoded.n_rows))
 
 
 def _export(config: RunConfig, prepared: Prepared, folder: RunFolder, fitted: Stage) -> float:
@@ -279,6 +231,22 @@ def _export(config: RunConfig, prepared: Prepared, folder: RunFolder, fitted: St
     return difference
 
 
+def _audit(config: RunConfig, prepared: Prepared, scores: list[Scores], folder: RunFolder) -> Audit:
+    """What bookkeeping tells, beside what the run's scorers know; permuted outcomes under the linear path."""
+    key = _key(config, prepared, "audit", "model", "training", "trainer", "evaluation")
+    stage = folder.stage("audit", key)
+    if not stage.is_done:
+        _log.info("audit: bookkeeping, %d permutations of the outcomes", config.evaluation.permutations)
+        full: list[dict[str, dict[str, Float64]]] = [{task: {} for task in prepared.outcomes} for _ in scores]
+        for fold, known in zip(scores, full, strict=True):
+            for name, values in fold.arrays.items():
+                task, _, by = name.rpartition("/")
+                if by != ORACLE:
+                    known[task][by] = values
+        stage.finish(audit_cohort(config, prepared, scorer=LINEAR, full=full).to_dict())
+    return Audit.from_dict(stage.result())
+
+
 def _oracle(cohort: Cohort, task: str) -> Float64 | None:
     """Planted probabilities of a simulated cohort: the best that any model can reach."""
     if task != "response" or not (cohort.path / "truth.parquet").exists():
@@ -287,7 +255,7 @@ def _oracle(cohort: Cohort, task: str) -> Float64 | None:
 
 
 def _conclude(
-    config: RunConfig, prepared: Prepared, scores: list[Scores], folder: RunFolder, difference: float
+    config: RunConfig, prepared: Prepared, scores: list[Scores], audit: Audit, folder: RunFolder, difference: float
 ) -> None:
     """Metrics, report, the table, and one patient asked through the torch-free predictor."""
     results = [
@@ -297,6 +265,7 @@ def _conclude(
         for name, outcome in prepared.outcomes.items()
     ]
     folder.write_json("metrics.json", metrics_document(results, difference))
+    folder.write_json("audit.json", audit.to_dict())
     cohort, episodes = prepared.cohort, prepared.episodes
     size: dict[str, str | int | float] = {
         "Subjects": episodes["subject_id"].n_unique(),
@@ -314,11 +283,14 @@ def _conclude(
         outcomes=prepared.outcomes,
         scores=scores,
         results=results,
+        sections=audit.sections(),
         notes=[
             f"Exported network and training code agree within {difference:.1e}.",
             f"Seed {config.seed}; ican_ml {ican_ml.__version__}. Research software, not a medical device.",
         ],
     )
+    for section in audit.sections():
+        _log.info("audit\n\n%s\n", section.text())
     _log.info("results on held-out episodes\n\n%s\n", results_table(results))
     _ask_one_patient(config, prepared, scores[0].rows, folder)
     print(f"report: {folder.root / 'report.html'}")  # not into the log: the folder may tell of the machine

@@ -15,7 +15,7 @@ import ican_ml
 from ican_ml.evaluation.curves import LearningCurve, task_curves
 from ican_ml.evaluation.evaluate import PRIMARY_METRIC, TaskMetrics, evaluate_task, mean_and_sd
 from ican_ml.evaluation.outcome import Outcome
-from ican_ml.evaluation.report import Report, TaskReport, metric_label, write_report
+from ican_ml.evaluation.report import Report, Section, TaskReport, metric_label, write_report
 from ican_ml.evaluation.table import Cell, MeanSd, summary_table
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def evaluate_scores(
     every = np.concatenate([fold.rows for fold in scores])
 
     def evaluated(rows: Int64, values: Float64, replicates: int) -> TaskMetrics:
-        labels = _labels(episodes, rows)
+        labels = episode_labels(episodes, rows)
         return evaluate_task(
             outcome.take(rows),
             values,
@@ -121,6 +121,7 @@ def write_run_report(
     outcomes: Mapping[str, Outcome],
     scores: Sequence[Scores],
     results: Sequence[TaskResults],
+    sections: Sequence[Section],
     notes: Sequence[str],
 ) -> None:
     """Write ``report.html``."""
@@ -129,7 +130,7 @@ def write_run_report(
     for task in results:
         pooled = {s: np.concatenate([fold.arrays[f"{task.name}/{s}"] for fold in scores]) for s in task.pooled}
         curves = task_curves(
-            outcomes[task.name].take(rows), pooled, indication=_labels(episodes, rows).get("indication")
+            outcomes[task.name].take(rows), pooled, indication=episode_labels(episodes, rows).get("indication")
         )
         tasks.append(TaskReport(name=task.name, results=task.pooled, folds=task.folds, curves=curves))
     learning = [
@@ -144,12 +145,20 @@ def write_run_report(
     ]
     write_report(
         path,
-        Report(title=title, description=description, cohort=cohort, tasks=tasks, learning=learning, notes=notes),
+        Report(
+            title=title,
+            description=description,
+            cohort=cohort,
+            tasks=tasks,
+            learning=learning,
+            sections=sections,
+            notes=notes,
+        ),
     )
 
 
-def _labels(episodes: pl.DataFrame, rows: Int64) -> dict[str, npt.NDArray[Any]]:
-    """Columns of the episodes that metrics group by."""
+def episode_labels(episodes: pl.DataFrame, rows: Int64) -> dict[str, npt.NDArray[Any]]:
+    """Columns of the episodes that metrics group by: ``subject_id``, ``treatment`` and, where known, ``indication``."""
     chosen = episodes[rows]
     labels = {
         "subject_id": chosen["subject_id"].to_numpy(),

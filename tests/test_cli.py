@@ -10,6 +10,8 @@ import pytest
 import ican_ml
 from ican_ml.cli import main
 from ican_ml.cohort.cohort import Cohort, read_cohort
+from ican_ml.commands import audit
+from ican_ml.config import Kind, Method, OutcomeConfig, SplitConfig
 from ican_ml.inputs.assemble import CohortStates, as_dictionary
 from ican_ml.records.store import RecordStore
 
@@ -134,7 +136,22 @@ def test_mistakes_end_in_one_line(sim_bundle: Path, patient: Path, tmp_path: Pat
         assert "\n" not in message
 
 
-@pytest.mark.parametrize("command", [[], ["simulate"], ["predict"], ["evaluate"], ["verify"]])
+def test_audit_finds_outcome_kind_and_split_by_itself(simulated: Path, tmp_path: Path) -> None:
+    episodes = read_cohort(simulated, modalities=[]).episodes
+    assert audit.choose_outcome(episodes, None, None) == OutcomeConfig(name="response", kind=Kind.binary)
+    assert audit.choose_outcome(episodes, "os", None) == OutcomeConfig(name="os", kind=Kind.survival)
+    assert audit.choose_outcome(episodes, "line", None) == OutcomeConfig(name="line", kind=Kind.regression)
+    assert audit.choose_outcome(episodes.drop("response"), None, None).name == "os"
+    assert audit.choose_split(episodes, None, "fold").method is Method.file
+    unsplit = episodes.with_columns(pl.lit(None).alias("split"), (pl.col("subject_id") % 3 + 1).alias("part"))
+    assert audit.choose_split(unsplit, None, "fold").method is Method.hash
+    assert audit.choose_split(unsplit, None, "part") == SplitConfig(method=Method.fold, fold_column="part", fold=1)
+    assert "--outcome: expected one of response, os, got 'pain'" in _fails("audit", simulated, "--outcome", "pain")
+    assert "expected 0 or at least 2, got 1" in _fails("audit", simulated, "--permutations", "1")
+    assert "no such folder" in _fails("audit", tmp_path / "none")
+
+
+@pytest.mark.parametrize("command", [[], ["simulate"], ["validate"], ["audit"], ["predict"], ["evaluate"], ["verify"]])
 def test_help_fits_a_terminal(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         main([*command, "--help"])

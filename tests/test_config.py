@@ -119,6 +119,7 @@ def test_a_mistake_on_the_command_line_ends_in_one_clear_line(override: str, sai
         (lambda: TaskConfig(outcomes=[]), "task.outcomes"),
         (lambda: TaskConfig(outcomes=[OutcomeConfig(name="a"), OutcomeConfig(name="a")]), "task.outcomes"),
         (lambda: EvaluationConfig(replicates=0), "evaluation.replicates"),
+        (lambda: EvaluationConfig(permutations=1), "evaluation.permutations"),
         (lambda: InputConfig(max_tokens=0), "inputs.max_tokens"),
         (lambda: TrainingConfig(epochs=0), "training.epochs"),
         (lambda: TrainingConfig(warmup=1.0), "training.warmup"),

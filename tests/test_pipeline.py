@@ -16,6 +16,7 @@ import pytest
 
 from ican_ml import pipeline
 from ican_ml.bundle.export import export_bundle
+from ican_ml.cli import main
 from ican_ml.config import (
     CohortConfig,
     EvaluationConfig,
@@ -60,7 +61,7 @@ def configured(cohort: Path, runs: Path, **changes: Any) -> RunConfig:
         "model": ModelConfig(width=16, heads=2, bottleneck_tokens=2),
         "training": TrainingConfig(epochs=1, batch_size=64, wide_strengths=[300.0]),
         "trainer": TrainerConfig(threads=1),
-        "evaluation": EvaluationConfig(replicates=20, baselines=False),
+        "evaluation": EvaluationConfig(replicates=20, baselines=False, permutations=0),
     }
     return RunConfig(**settings | changes)
 
@@ -79,14 +80,14 @@ def metrics_of(folder: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def whole(cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with everything: baselines, every logger, the bundle, one patient asked."""
+    """A run with everything: baselines, the audit, every logger, the bundle, one patient asked."""
     runs = tmp_path_factory.mktemp("runs")
     return pipeline.run(
         configured(
             cohort,
             runs,
             logger=LoggerConfig(wandb=True),
-            evaluation=EvaluationConfig(replicates=20),
+            evaluation=EvaluationConfig(replicates=20, permutations=2),
         )
     )
 
@@ -102,6 +103,35 @@ def test_a_run_leaves_its_results(whole: Path) -> None:
     assert "results on held-out episodes" in (whole / "log.txt").read_text()
     assert {path.name for path in (whole / "bundle").iterdir()} >= {"model.onnx", "manifest.json", "schema.json"}
     assert (whole / "private" / "patient.json").exists()
+
+
+def test_a_run_shows_its_audit(whole: Path) -> None:
+    for path in ("report.html", "log.txt"):
+        page = (whole / path).read_text()
+        assert "Label permutation" in page
+        assert "bookkeeping alone" in page
+    audit = json.loads((whole / "audit.json").read_text())
+    assert [found["scorer"] for found in audit["permutations"]] == ["linear path"]
+    assert audit["bookkeeping"][0]["values"]["full information"].keys() == {"model", "ridge", "boosting"}
+
+
+def test_the_audit_of_a_cohort_tells_of_no_subject(
+    cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    slim = tmp_path / "slim"
+    shutil.copytree(cohort, slim, ignore=shutil.ignore_patterns("expression.h5ad", "cnv.h5ad"))
+    ask = ["audit", str(slim), "--outcome", "os", "--permutations", "2"]
+    main(ask)
+    printed = capsys.readouterr().out
+    main([*ask, "--json"])
+    document = capsys.readouterr().out
+    found = json.loads(document)
+    assert [(p["outcome"], p["metric"], p["scorer"]) for p in found["permutations"]] == [("os", "c_index", "ridge")]
+    assert found["bookkeeping"][0]["outcome"] == "os"
+    subjects = pl.read_parquet(cohort / "episodes.parquet")["subject_id"].unique().to_list()
+    for text in (printed, document):
+        assert not [subject for subject in subjects if str(subject) in text]
+        assert str(tmp_path) not in text
 
 
 def test_nothing_but_private_tells_of_a_subject_or_of_the_machine(whole: Path, cohort: Path) -> None:

@@ -8,6 +8,7 @@ was studied, how many events, discrimination, calibration and their uncertainty,
 from __future__ import annotations
 
 import html
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +19,7 @@ from ican_ml.evaluation.bootstrap import Interval
 from ican_ml.evaluation.curves import Curve, LearningCurve, TaskCurves
 from ican_ml.evaluation.evaluate import PRIMARY_METRIC, GroupMetrics, TaskMetrics, mean_and_sd
 from ican_ml.evaluation.svg import PALETTE, Chart
-from ican_ml.evaluation.table import Cell, MeanSd, format_cell
+from ican_ml.evaluation.table import Cell, MeanSd, format_cell, summary_table
 
 METRIC_NAMES = {
     "auroc": "AUROC",
@@ -32,6 +33,7 @@ METRIC_NAMES = {
     "per_treatment_pearson": "Per-treatment r",
 }
 
+_TEXT_WIDTH = 110
 _RISK_COLORS = (PALETTE[2], PALETTE[1], PALETTE[5])
 
 
@@ -58,6 +60,26 @@ class TaskReport:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Section:
+    """A table with a heading and remarks below it, for the page and, as :meth:`text`, for a terminal.
+
+    Attributes
+    ----------
+    rows
+        Column -> cell; the first column names the row.
+    """
+
+    title: str
+    rows: Sequence[Mapping[str, Cell]] = ()
+    notes: Sequence[str] = ()
+
+    def text(self) -> str:
+        """Plain text."""
+        table = [summary_table(self.rows)] if self.rows else []
+        return "\n\n".join([self.title, *table, *(textwrap.fill(note, _TEXT_WIDTH) for note in self.notes)])
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Report:
     """Everything the page shows.
 
@@ -71,6 +93,8 @@ class Report:
         One section each.
     learning
         Loss by epoch, one chart per fit.
+    sections
+        Further tables.
     notes
         Closing remarks, one paragraph each.
     """
@@ -80,6 +104,7 @@ class Report:
     cohort: Mapping[str, str | int | float] = field(default_factory=dict)
     tasks: Sequence[TaskReport] = ()
     learning: Sequence[LearningCurve] = ()
+    sections: Sequence[Section] = ()
     notes: Sequence[str] = ()
 
 
@@ -106,6 +131,8 @@ def render_report(report: Report) -> str:
     if report.learning:
         charts = [_learning_chart(curve) for curve in report.learning]
         parts += ["<section><h2>Training</h2>", _figures(charts), "</section>"]
+    for section in report.sections:
+        parts += ["<section>", *_section(section), "</section>"]
     if report.notes:
         parts += ["<section><h2>Notes</h2>", *(f"<p>{html.escape(note)}</p>" for note in report.notes), "</section>"]
     return "\n".join(part for part in [*parts, "</body>\n</html>\n"] if part)
@@ -134,6 +161,14 @@ def _task_section(task: TaskReport) -> Iterable[str]:
         yield _fold_table(task.folds)
     yield from _indication_table(task.results)
     yield _figures(_task_charts(task.curves))
+
+
+def _section(section: Section) -> Iterable[str]:
+    yield f"<h2>{html.escape(section.title)}</h2>"
+    if section.rows:
+        head = list(dict.fromkeys(name for row in section.rows for name in row))
+        yield _table(head, [[row.get(name) for name in head] for row in section.rows])
+    yield from (f"<p>{html.escape(note)}</p>" for note in section.notes)
 
 
 def _fold_table(folds: Mapping[str, Sequence[TaskMetrics]]) -> str:

@@ -13,7 +13,7 @@ from ican_ml.evaluation.curves import LearningCurve, TaskCurves, risk_group_curv
 from ican_ml.evaluation.evaluate import evaluate_task
 from ican_ml.evaluation.metrics import auroc
 from ican_ml.evaluation.outcome import Outcome
-from ican_ml.evaluation.report import Report, TaskReport, metric_label, write_report
+from ican_ml.evaluation.report import Report, Section, TaskReport, metric_label, write_report
 
 ROWS = 3000
 SUBJECT = 918273645000 + np.arange(ROWS)
@@ -56,6 +56,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> str:
         cohort={"Subjects": ROWS, "Licence": "none"},
         tasks=[task("binary"), task("survival"), task("regression")],
         learning=[LearningCurve(label="fold 0", epoch=epochs, train=np.exp(-epochs), tuning=np.exp(-epochs) + 0.1)],
+        sections=[Section(title="Audit", rows=[{"by": "ridge & co", "r": 0.25}], notes=["Nothing <found>."])],
         notes=["Simulated data & nothing else."],
     )
     write_report(path, report)
@@ -90,6 +91,8 @@ def test_report_shows_every_section(page: str) -> None:
     for chart in ("ROC", "Calibration", "Survival by predicted risk", "Predicted against observed", "Loss by epoch"):
         assert f'aria-label="{chart}' in page
     assert "Simulated data &amp; nothing else." in page
+    for text in ("<h2>Audit</h2>", "ridge &amp; co", "0.250", "Nothing &lt;found&gt;."):
+        assert text in page
 
 
 def test_report_is_well_formed(page: str) -> None:
@@ -139,6 +142,12 @@ def test_risk_groups_are_thirds_of_each_indication() -> None:
     ends = [curve.y[np.searchsorted(curve.x, 300.0)] for curve in curves]
     assert [curve.label for curve in curves] == ["low risk", "medium risk", "high risk"]
     assert max(ends) - min(ends) < 0.15
+
+
+def test_section_as_text() -> None:
+    text = Section(title="Audit", rows=[{"by": "ridge", "r": 0.25}], notes=["word " * 60]).text()
+    assert text.splitlines()[:5] == ["Audit", "", "by         r", "-----  -----", "ridge  0.250"]
+    assert max(map(len, text.splitlines())) <= 120
 
 
 def test_metric_labels_spell_out_horizons() -> None:

@@ -1,0 +1,115 @@
+"""One fold: a schema fitted on its training rows, every episode encoded, held-out episodes scored.
+
+In: what every fold shares (:class:`Prepared`) and the rows of one split. Out: :class:`Fold`, and what is fitted on it.
+A run (:mod:`ican_ml.pipeline`) and an audit (:mod:`ican_ml.audit`) go through the same lines.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from ican_ml.cohort.cohort import Cohort
+from ican_ml.cohort.split import Split
+from ican_ml.config import RunConfig
+from ican_ml.evaluation.baselines import BASELINES, BaselineConfig, fit_baselines
+from ican_ml.evaluation.outcome import Outcome
+from ican_ml.inputs.answer import Float64, summarise
+from ican_ml.inputs.assemble import CohortStates, assemble
+from ican_ml.inputs.encode import EncodedPatients, Int64, encode
+from ican_ml.inputs.fit import fit_schema
+from ican_ml.inputs.schema import InputSchema
+from ican_ml.model.patient_transformer import PatientTransformer
+from ican_ml.records.store import RecordStore
+from ican_ml.training.data import PatientData
+from ican_ml.training.design import baseline_design
+from ican_ml.training.loop import predict
+from ican_ml.training.outcomes import loss_arrays
+
+if TYPE_CHECKING:
+    import polars as pl
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prepared:
+    """What every fold shares: nothing in it is fitted."""
+
+    cohort: Cohort
+    store: RecordStore | None
+    episodes: pl.DataFrame
+    outcomes: dict[str, Outcome]
+    splits: dict[str, Split]
+    data_hash: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Fold:
+    """Every episode of the cohort as one fitted schema sees it."""
+
+    schema: InputSchema
+    states: CohortStates
+    encoded: EncodedPatients
+
+    def data(self, outcomes: dict[str, Outcome], *parts: Int64) -> list[PatientData]:
+        """The patients of some episodes, with the outcomes of these episodes alone; one entry for each of ``parts``."""
+        arrays: dict[str, Any] = {}
+        for task in self.schema.tasks:
+            arrays |= loss_arrays(task, outcomes[task.name], self.states)
+        data = PatientData(encoded=self.encoded, outcomes=arrays, rows=np.arange(self.encoded.n_rows))
+        return [data.of_episodes(self.states.patient[rows], self.states.slot[rows]) for rows in parts]
+
+
+def fit_fold(config: RunConfig, prepared: Prepared, split: Split) -> Fold:
+    """Fit the schema on the training episodes, then encode all."""
+    schema = fit_schema(
+        prepared.cohort,
+        prepared.store,
+        prepared.episodes[split.train],
+        config.inputs,
+        outcomes=[(o.name, o.kind.value) for o in config.task.outcomes],
+        backend=config.encoding.choice,
+    )
+    return encode_fold(config, prepared, schema)
+
+
+def encode_fold(config: RunConfig, prepared: Prepared, schema: InputSchema) -> Fold:
+    """Encode all episodes under a schema that was fitted before."""
+    states = assemble(prepared.cohort, prepared.store, prepared.episodes, config.inputs.covariates)
+    encoded = encode(schema, states.patients, backend=config.encoding.choice)
+    return Fold(schema=schema, states=states, encoded=encoded)
+
+
+def network_scores(network: PatientTransformer, fold: Fold, rows: Int64) -> dict[str, Float64]:
+    """By task, float64 [rows]: a probability, a risk (higher is worse), or a value."""
+    states = fold.states
+    patients = np.unique(states.patient[rows])
+    outputs = predict(network, fold.encoded, patients)
+    place = np.searchsorted(patients, states.patient[rows])
+    scores: dict[str, Float64] = {}
+    for task in fold.schema.tasks:
+        each = summarise(task, outputs[task.name])[place, states.slot[rows]]
+        scores[task.name] = -each if task.kind == "survival" else each
+    return scores
+
+
+def baseline_scores(
+    config: RunConfig, prepared: Prepared, fold: Fold, split: Split, names: tuple[str, ...] = BASELINES
+) -> dict[str, dict[str, Float64]]:
+    """By task and baseline, scores of the held-out episodes from what the network sees; fitted on the other ones."""
+    design = baseline_design(fold.schema, fold.encoded, fold.states, prepared.episodes)
+    return {
+        name: fit_baselines(
+            design,
+            outcome,
+            split.train,
+            split.tuning,
+            split.held_out,
+            seed=config.seed,
+            threads=torch.get_num_threads(),
+            config=BaselineConfig(names=names),
+        )
+        for name, outcome in prepared.outcomes.items()
+    }
