@@ -30,6 +30,7 @@ ROOMS = (
     ("targets",),
     ("bundle",),
     ("serving",),
+    ("invariants",),
     ("config", "results", "run_folder"),
     ("fold", "transfer"),
     ("audit",),
@@ -48,6 +49,7 @@ SERVING_MODULES = (
     "ican_ml.encoding.reference",
     "ican_ml.inputs.encode",
     "ican_ml.inputs.schema",
+    "ican_ml.invariants.bundle",
     "ican_ml.records.aggregates",
     "ican_ml.records.vocabulary",
 )
