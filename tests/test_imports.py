@@ -30,11 +30,11 @@ ROOMS = (
     ("targets",),
     ("bundle",),
     ("serving",),
-    ("invariants",),
     ("config", "results", "run_folder"),
     ("fold", "transfer"),
     ("audit",),
     ("pipeline",),
+    ("invariants",),
     ("commands",),
     ("cli",),
 )

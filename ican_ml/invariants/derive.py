@@ -1,113 +1,73 @@
 """What a run derives from a cohort before its results, for :mod:`ican_ml.invariants.leakage` to compare.
 
-The same steps as a run takes: split, schema, inputs, linear path, a training as short as is asked for, predictions of
-held-out episodes. One patient is a batch of its own, since sums over a padded batch may differ in the last bit.
+The steps are the run's own: split, schema, inputs, linear path, training, predictions of held-out episodes. One patient
+is a batch of its own, since sums over a padded batch may differ in the last bit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 
-from ican_ml.cohort.cohort import Cohort, read_cohort
-from ican_ml.cohort.split import Split, split_episodes
-from ican_ml.inputs.assemble import CohortStates, assemble
-from ican_ml.inputs.encode import EncodedPatients, collate, encode
-from ican_ml.inputs.fit import InputConfig, fit_schema
-from ican_ml.inputs.schema import InputSchema
-from ican_ml.model.patient_transformer import ModelConfig
-from ican_ml.records.meds import read_records
-from ican_ml.training.config import TrainerConfig, TrainingConfig
-from ican_ml.training.data import PatientData
+from ican_ml.cohort.split import Split
+from ican_ml.config import RunConfig
+from ican_ml.fold import Fold, Prepared, fit_fold
+from ican_ml.inputs.encode import collate
+from ican_ml.pipeline import prepare
 from ican_ml.training.loop import fit, predict
-from ican_ml.training.outcomes import loss_arrays, read_outcomes
 
 
-def derive(
-    folder: Path,
-    *,
-    inputs: InputConfig | None = None,
-    outcomes: Sequence[tuple[str, str]] = (("response", "binary"),),
-    model: ModelConfig | None = None,
-    training: TrainingConfig | None = None,
-    seed: int = 7,
-) -> dict[str, Any]:
-    """Split, schema, inputs and, where ``training`` is given, weights and predictions of a cohort.
+def derive(folder: Path, *, config: RunConfig, train: bool = False) -> dict[str, Any]:
+    """Split, schema, inputs and, where asked for, weights and predictions of a cohort.
 
     Parameters
     ----------
     folder
-        The cohort; split by its column ``split``, or by hash without one.
-    inputs
-        What may be seen of a patient.
-    outcomes
-        Name and kind of each task.
-    model, training
-        The network (default: the standard one), and how to fit it; without ``training`` nothing is trained.
-    seed
-        Of split and training.
+        The cohort.
+    config
+        Of the run; of its splits the first counts.
+    train
+        Fit the network, too.
 
     Returns
     -------
     dict
         See :func:`ican_ml.invariants.leakage.leakage_checks`.
     """
-    inputs = inputs or InputConfig()
-    cohort = read_cohort(folder, modalities=inputs.modalities)
-    store = read_records(folder) if cohort.has_records and inputs.records else None
-    episodes = cohort.episodes
-    split = split_episodes(episodes, method="file" if "split" in episodes.columns else "hash", seed=seed)
-    schema = fit_schema(cohort, store, episodes[split.train], inputs, outcomes=outcomes)
-    states = assemble(cohort, store, episodes, inputs.covariates)
-    encoded = encode(schema, states.patients)
-    each = [collate(encoded, np.array([row])) for row in range(encoded.n_rows)]
+    prepared = prepare(replace(config, cohort=replace(config.cohort, path=str(folder))))
+    split = next(iter(prepared.splits.values()))
+    fold = fit_fold(config, prepared, split)
+    each = [collate(fold.encoded, np.array([row])) for row in range(fold.encoded.n_rows)]
     derived: dict[str, Any] = {
         "split": {name: rows.tolist() for name, rows in asdict(split).items()},
-        "fitted": schema.to_json(),
-        "inputs": {"patient": [each[row] for row in states.patient], "slot": states.slot},
+        "fitted": fold.schema.to_json(),
+        "inputs": {"patient": [each[row] for row in fold.states.patient], "slot": fold.states.slot},
     }
-    if training is not None:
-        derived |= _train(cohort, schema, states, encoded, split, model or ModelConfig(), training, seed)
-    return derived
+    return derived | (_train(config, prepared, fold, split) if train else {})
 
 
-def _train(
-    cohort: Cohort,
-    schema: InputSchema,
-    states: CohortStates,
-    encoded: EncodedPatients,
-    split: Split,
-    model: ModelConfig,
-    training: TrainingConfig,
-    seed: int,
-) -> dict[str, Any]:
-    outcomes = read_outcomes(cohort.episodes, {task.name: task.kind for task in schema.tasks})
-    arrays: dict[str, Any] = {}
-    for task in schema.tasks:
-        arrays |= loss_arrays(task, outcomes[task.name], states)
-    data = PatientData(encoded=encoded, outcomes=arrays, rows=np.arange(encoded.n_rows))
-    train, tuning = (data.of_episodes(states.patient[rows], states.slot[rows]) for rows in (split.train, split.tuning))
+def _train(config: RunConfig, prepared: Prepared, fold: Fold, split: Split) -> dict[str, Any]:
+    train, tuning = fold.data(prepared.outcomes, split.train, split.tuning)
     with TemporaryDirectory() as folder:
         result = fit(
-            schema,
+            fold.schema,
             train,
             tuning,
-            subject=states.subject_id,
-            model=model,
-            training=training,
-            trainer=TrainerConfig(),
+            subject=fold.states.subject_id,
+            model=config.model,
+            training=config.training,
+            trainer=config.trainer,
             folder=Path(folder),
-            seed=seed,
+            seed=config.seed,
         )
-    outputs = predict(result.network, encoded, states.patient[split.held_out], batch_size=1)
-    predictions: dict[str, list[Any]] = {name: [None] * len(cohort.episodes) for name in outputs}
+    outputs = predict(result.network, fold.encoded, fold.states.patient[split.held_out], batch_size=1)
+    predictions: dict[str, list[Any]] = {name: [None] * len(prepared.episodes) for name in outputs}
     for name, output in outputs.items():
         for place, row in enumerate(split.held_out):
-            predictions[name][row] = output[place, states.slot[row]]
+            predictions[name][row] = output[place, fold.states.slot[row]]
     weights = {name: value.numpy() for name, value in result.network.state_dict().items()}
     return {"tuned": {"curve": list(result.curve), "weights": weights}, "predictions": predictions}

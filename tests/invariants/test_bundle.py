@@ -32,8 +32,9 @@ def bundle_of(schema_without: SchemaOf, tmp_path_factory: pytest.TempPathFactory
             torch.manual_seed(1)
             network = PatientTransformer(model_config(model), schema)
             with torch.no_grad():
-                for head in network.heads.values() if network.is_deep else ():
-                    head[-1].weight.normal_(std=0.1)
+                for member in network.members:
+                    for head in member.heads.values():
+                        head[-1].weight.normal_(std=0.1)
                 network.wide.summary.weight.normal_(std=0.1)
                 network.wide.drug.weight[1:].normal_()
             made[model] = tmp_path_factory.mktemp("bundles") / model

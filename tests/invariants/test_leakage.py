@@ -13,21 +13,29 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ican_ml import fold
 from ican_ml.cohort.cohort import Cohort, latest_samples, read_cohort
 from ican_ml.cohort.simulate import simulate
+from ican_ml.config import Kind, OutcomeConfig, RunConfig, TaskConfig
 from ican_ml.inputs.assemble import assemble
 from ican_ml.inputs.fit import InputConfig, fit_schema
-from ican_ml.invariants import derive as derive_module
 from ican_ml.invariants.checks import InvariantError
 from ican_ml.invariants.derive import derive
 from ican_ml.invariants.edits import EVERYTHING, change_events, change_samples, is_open
 from ican_ml.invariants.leakage import check_leakage, leakage_checks
 from ican_ml.model.patient_transformer import ModelConfig
 from ican_ml.records.meds import read_records
-from ican_ml.training.config import TrainingConfig
+from ican_ml.training.config import TrainerConfig, TrainingConfig
 
 SEEN = InputConfig(modalities=["mutation"], covariates=["indication", "line"], max_tokens=4, max_events=8)
-small = partial(derive, inputs=SEEN)
+CONFIG = RunConfig(
+    inputs=SEEN,
+    task=TaskConfig(outcomes=[OutcomeConfig(name="response"), OutcomeConfig(name="os", kind=Kind.survival)]),
+    model=ModelConfig(width=16, heads=2, bottleneck_tokens=2),
+    training=TrainingConfig(epochs=1, batch_size=64, wide_strengths=[300.0, 30.0]),
+    trainer=TrainerConfig(threads=1),
+)
+small = partial(derive, config=replace(CONFIG, task=TaskConfig(outcomes=[OutcomeConfig(name="response")])))
 
 
 @pytest.fixture(scope="module")
@@ -49,18 +57,12 @@ def cohort(whole: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @settings(max_examples=2, derandomize=True, deadline=None)
 @given(seed=st.integers(0, 2**16))
 def test_nothing_leaks_into_schema_and_inputs(whole: Path, tmp_path_factory: pytest.TempPathFactory, seed: int) -> None:
-    inputs = replace(SEEN, modalities=None)
-    check_leakage(partial(derive, inputs=inputs), whole, tmp_path_factory.mktemp("leakage"), seed=seed)
+    config = replace(CONFIG, inputs=replace(SEEN, modalities=None))
+    check_leakage(partial(derive, config=config), whole, tmp_path_factory.mktemp("leakage"), seed=seed)
 
 
 def test_nothing_leaks_into_tuning_and_predictions(cohort: Path, tmp_path: Path) -> None:
-    build = partial(
-        small,
-        outcomes=[("response", "binary"), ("os", "survival")],
-        model=ModelConfig(width=16, heads=2, bottleneck_tokens=2),
-        training=TrainingConfig(epochs=1, batch_size=64, wide_strengths=[300.0, 30.0]),
-    )
-    checks = dict(leakage_checks(build, cohort, tmp_path, seed=3))
+    checks = dict(leakage_checks(partial(derive, config=CONFIG, train=True), cohort, tmp_path, seed=3))
     for name in ("future", "held-out subjects"):  # the others decide nothing that training adds
         checks[name]()
 
@@ -116,7 +118,7 @@ def test_a_leak_is_found_and_named(
     names: set[str],
     where: str,
 ) -> None:
-    monkeypatch.setattr(derive_module, step, leak)
+    monkeypatch.setattr(fold, step, leak)
     with pytest.raises(InvariantError) as caught:
         check_leakage(small, cohort, tmp_path)
     failures = {failure.invariant: failure for failure in caught.value.failures}
