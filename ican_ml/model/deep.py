@@ -38,6 +38,7 @@ class ModelConfig:
     query_layers: int = 1
     bottleneck_tokens: int = 8
     dropout: float = 0.3
+    token_dropout: float = 0.5
     modality_dropout: float = 0.05
     identity_dropout: float = 0.1
     deep: bool = True
@@ -51,7 +52,7 @@ class ModelConfig:
                 raise ValueError(f"model.{name}: expected a number of at least 0, got {getattr(self, name)}")
         if self.members < 1:
             raise ValueError(f"model.members: expected a number of at least 1, got {self.members}")
-        for name in ("dropout", "modality_dropout", "identity_dropout"):
+        for name in ("dropout", "token_dropout", "modality_dropout", "identity_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"model.{name}: expected a probability in [0, 1), got {getattr(self, name)}")
 
@@ -86,6 +87,7 @@ class DeepPath(nn.Module):
     def __init__(self, config: ModelConfig, schema: InputSchema) -> None:
         super().__init__()
         width, heads, dropout = config.width, config.heads, config.dropout
+        self.token_dropout = config.token_dropout
         self.genes = nn.Embedding(schema.n_genes, width, padding_idx=0)
         nn.init.normal_(self.genes.weight[1:], std=0.02)
         self.omics = nn.ModuleDict(
@@ -144,8 +146,8 @@ class DeepPath(nn.Module):
             panel_B, tokens_BK = batch[f"{name}_panel"], batch[f"{name}_tokens"]
             bag_BW = embed.bag(batch[f"{name}_indptr"], batch[f"{name}_indices"], scaled.features[name], panel_B)
             embedded_BTW, mask_BT = embed(self.genes, bag_BW, tokens_BK, scaled.tokens[name], panel_B)
-            tokens.append(self._encode(name, embedded_BTW, mask_BT))
-            masks.append(mask_BT)
+            masks.append(self._thinned(mask_BT))
+            tokens.append(self._encode(name, embedded_BTW, masks[-1]))
         embedded_BTW, mask_BT = self.record(
             batch["event_code"],
             batch["event_value"],
@@ -154,8 +156,8 @@ class DeepPath(nn.Module):
             batch["event_age"],
             batch["summary"],
         )
-        tokens.append(self._encode("record", embedded_BTW, mask_BT))
-        masks.append(mask_BT)
+        masks.append(self._thinned(mask_BT))
+        tokens.append(self._encode("record", embedded_BTW, masks[-1]))
         context_BTW, mask_BT = self.context_norm(torch.cat(tokens, dim=1)), torch.cat(masks, dim=1)
         fused_BZW = self.bottleneck.expand(context_BTW.shape[0], -1, -1)
         for block in self.fusion:
@@ -179,7 +181,16 @@ class DeepPath(nn.Module):
     def input_tables(self) -> Iterator[nn.Parameter]:
         """Weights on single features, codes and summary columns: many, seldom seen, and so decayed more strongly."""
         names = [*(f"omics.{name}.bag.weight" for name in self.omics), "record.summary.1.weight", "patient.1.weight"]
+        names += ["genes.weight", "record.code.weight", "record.value.weight"]
         yield from map(self.get_parameter, names)
+
+    def _thinned(self, mask_BT: Tensor) -> Tensor:
+        """In training, feature tokens and events fall out at random; a modality's first token sums up all and stays."""
+        if not (self.training and self.token_dropout > 0):
+            return mask_BT
+        kept_BT = torch.rand(mask_BT.shape, device=mask_BT.device) >= self.token_dropout
+        kept_BT[:, 0] = True
+        return mask_BT & kept_BT
 
     def _encode(self, name: str, tokens_BTW: Tensor, mask_BT: Tensor) -> Tensor:
         """Run a modality's encoder; a patient without it attends to its first token, which the fusion then masks."""

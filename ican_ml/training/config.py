@@ -18,7 +18,7 @@ class TrainingConfig:
     average
         Decay of the exponential moving average of the weights, by step, that is evaluated and kept; 0 = none.
     table_decay
-        Weight decay of the weights on single features and summary columns.
+        Weight decay of the weights on single features, genes, codes and summary columns.
     wide_strengths
         Ridge strengths tried for the linear path, strongest first.
     """

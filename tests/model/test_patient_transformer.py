@@ -226,6 +226,7 @@ def test_the_answer_is_the_mean_of_the_members(sim_schema: InputSchema, batch: B
         ({"dropout": 1.0}, "model.dropout"),
         ({"modality_dropout": -0.1}, "model.modality_dropout"),
         ({"identity_dropout": 2.0}, "model.identity_dropout"),
+        ({"token_dropout": 1.5}, "model.token_dropout"),
         ({"omics_layers": -1}, "model.omics_layers"),
         ({"query_layers": -1}, "model.query_layers"),
         ({"members": 0}, "model.members"),
