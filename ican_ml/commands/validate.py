@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,16 +42,18 @@ def _run(parsed: argparse.Namespace) -> None:
 
 
 def _as_text(report: Report) -> str:
+    from ican_ml.evaluation.table import summary_table
+
     parts = report.summary
     blocks = [f"cohort {report.name}"]
     if subjects := parts.get("subjects"):
         blocks.append("subjects: " + ", ".join(f"{n:,} {what}" for what, n in subjects.items()))
     if omics := parts.get("omics"):
-        blocks.append(_table([{**line, "assays": _pairs(line["assays"])} for line in omics]))
+        blocks.append(summary_table([{**line, "assays": _pairs(line["assays"])} for line in omics]))
     if records := parts.get("records"):
-        blocks.append(_table([{"records": "events", **records}]))
+        blocks.append(summary_table([{name: str(n) if "year" in name else n for name, n in records.items()}]))
     if episodes := parts.get("episodes"):
-        blocks.append(_table([{**line, "outcomes": _outcomes(line["outcomes"])} for line in episodes]))
+        blocks.append(summary_table([{**line, "outcomes": _outcomes(line["outcomes"])} for line in episodes]))
     blocks += [_as_lines(violation) for violation in report.violations]
     n_errors, n_warnings = report.count("error"), report.count("warning")
     return "\n\n".join([*blocks, f"{_plural(n_errors, 'error')}, {_plural(n_warnings, 'warning')}"])
@@ -72,29 +73,6 @@ def _as_lines(violation: Violation) -> str:
             f"  {violation.fix}",
         ]
     )
-
-
-def _table(lines: Sequence[dict[str, Any]]) -> str:
-    """Aligned columns, numbers to the right."""
-    names = list(lines[0])
-    cells = [[_cell(line[name]) for name in names] for line in lines]
-    widths = [max(map(len, column)) for column in zip(names, *cells, strict=True)]
-    right = [not isinstance(lines[0][name], str) for name in names]
-    return "\n".join(
-        "  ".join(
-            text.rjust(width) if at_right else text.ljust(width)
-            for text, width, at_right in zip(row, widths, right, strict=True)
-        ).rstrip()
-        for row in [names, *cells]
-    )
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, float):
-        return f"{value:.1%}"
-    return f"{value:,}" if isinstance(value, int) and value > 9999 else str(value)
 
 
 def _pairs(counts: dict[str, int]) -> str:
