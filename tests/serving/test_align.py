@@ -88,7 +88,7 @@ def test_what_an_unseen_assay_does_not_measure_adds_nothing(
     model = model_of(sim_schema, name)
     few = np.arange(0, len(model.features), 3)
     got = encoded(sim_schema, sim_cohort, **{name: columns(sim_cohort.modalities[name], few)})
-    bag, scale = sim_network.get_submodule(f"omics.{name}.bag"), sim_network.get_submodule(f"scales.{name}")
+    bag, scale = sim_network.get_submodule(f"members.0.omics.{name}.bag"), sim_network.get_submodule(f"scales.{name}")
     assert isinstance(bag, FeatureBag)
     assert isinstance(scale, FeatureScale)
     indptr, indices, values, total, panel = (
