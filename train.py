@@ -23,11 +23,10 @@ ConfigStore.instance().store(name="run_config", node=RunConfig)
 def main(composed: DictConfig) -> None:
     """Run the pipeline; a mistake in configuration or data ends in one clear message."""
     try:
-        config = OmegaConf.to_object(composed)
-        assert isinstance(config, RunConfig)
-        run(config)
-    except (ValueError, OSError, OmegaConfBaseException) as error:
-        sys.exit(f"train.py: {error}")
+        checked = OmegaConf.merge(OmegaConf.structured(RunConfig), OmegaConf.to_container(composed))
+        run(OmegaConf.to_object(checked))  # type: ignore[arg-type]
+    except (OmegaConfBaseException, ValueError, OSError) as error:
+        sys.exit(f"train.py: {str(error).partition('    full_key:')[0].strip()}")
 
 
 if __name__ == "__main__":

@@ -60,6 +60,8 @@ _NETWORK, _SCHEMA = "network.pt", "schema.json"
 
 def run(config: RunConfig) -> Path:
     """Run everything that is not done yet; returns the run's folder."""
+    if config.trainer.accelerator in ("cuda", "gpu") and not torch.cuda.is_available():
+        raise ValueError("trainer.accelerator: expected a GPU that torch can use, found none; set trainer=cpu")
     folder = RunFolder(Path(config.runs) / config.name)
     _log_to(folder.root / "log.txt")
     torch.set_num_threads(config.trainer.threads or torch.get_num_threads())

@@ -93,6 +93,9 @@ def test_no_experiment_is_the_demonstration() -> None:
     [
         ("training.learning_rat=1", "learning_rat"),
         ("training.learning_rate=abc", "'abc'"),
+        ("+depth=3", "Key 'depth' not in 'RunConfig'"),
+        ("cohort=mine", "missing mandatory value: path"),
+        ("trainer=gpu", "trainer.accelerator: expected a GPU"),
         ("training.learning_rate=-1", "training.learning_rate: expected a positive number, got -1"),
     ],
 )

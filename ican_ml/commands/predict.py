@@ -79,6 +79,8 @@ def _predict_cohort(parsed: argparse.Namespace) -> None:
 def _predict_patient(parsed: argparse.Namespace) -> None:
     if parsed.out or parsed.task:
         raise ValueError("--out, --task: expected with the folder of a cohort only; it is no folder")
+    if not parsed.patient.exists():
+        raise ValueError(f"{parsed.patient.name}: expected a patient's file or a cohort's folder, found none")
     from ican_ml.serving.predictor import Predictor
 
     try:
