@@ -158,6 +158,8 @@ def _samples(modality: Modality, states: CohortStates) -> IntArray:
     order = np.lexsort((moment, modality.subject_id))
     subjects, first = np.unique(modality.subject_id[order], return_index=True)
     position, found = find_subjects(subjects, states.subject_id)
+    if not len(subjects):
+        return np.zeros(len(found), np.int64)
     start, stop = first[position], np.append(first[1:], len(order))[position]
     limit = states.prediction_time.astype("datetime64[us]").view(np.int64)
     return np.where(found, end_of_known(moment[order], start, stop, limit) - start, 0)
