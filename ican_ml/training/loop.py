@@ -86,6 +86,16 @@ class _Progress(Callback):
         self._loader.load_state_dict(state["loader"])
 
 
+class _WithinEpoch(ModelCheckpoint):
+    """Saves between an epoch's steps, never after its last: a fit resumed from there would skip the validation."""
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if not trainer.is_last_batch:
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+
 def fit(
     schema: InputSchema,
     train: PatientData,
@@ -132,7 +142,7 @@ def fit(
     ]
     if trainer.checkpoint_every:
         checkpoints.append(
-            ModelCheckpoint(
+            _WithinEpoch(
                 folder,
                 filename="last",
                 save_top_k=1,

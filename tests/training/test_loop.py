@@ -60,19 +60,20 @@ class Interruption(Exception):
     """Stands for a killed job."""
 
 
-def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-    """Stop the next fit as its ``step``-th training step begins."""
-    left = step
-    original = PatientModule.training_step
+def interrupt_at(monkeypatch: pytest.MonkeyPatch, name: str, call: int) -> None:
+    """Stop the next fit as it calls this method of the module for the ``call``-th time."""
+    left = call
+    original = getattr(PatientModule, name)
 
-    def training_step(self: PatientModule, batch: Batch, number: int) -> Tensor:
+    def interrupted(self: PatientModule, batch: Batch, number: int) -> Tensor:
         nonlocal left
         left -= 1
         if not left:
             raise Interruption
-        return original(self, batch, number)
+        step: Tensor = original(self, batch, number)
+        return step
 
-    monkeypatch.setattr(PatientModule, "training_step", training_step)
+    monkeypatch.setattr(PatientModule, name, interrupted)
 
 
 def test_the_seed_decides(fitter: Fitter, whole: FitResult, tmp_path: Path) -> None:
@@ -88,12 +89,15 @@ def test_a_fit_tells_its_losses(whole: FitResult) -> None:
     assert not whole.network.training
 
 
-@pytest.mark.parametrize("step", [2, 4, 6, 8])
+@pytest.mark.parametrize(
+    ("name", "call"),
+    [*(("training_step", call) for call in (2, 4, 6, 8)), *(("validation_step", call) for call in (1, 2, 5))],
+)
 def test_an_interrupted_fit_ends_like_a_whole_one(
-    fitter: Fitter, whole: FitResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+    fitter: Fitter, whole: FitResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, call: int
 ) -> None:
     with monkeypatch.context() as patch:
-        interrupt_at(patch, step)
+        interrupt_at(patch, name, call)
         with pytest.raises(Interruption):
             fitter(tmp_path)
     assert_same(fitter(tmp_path), whole)
