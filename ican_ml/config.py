@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import cast, get_args
 
-from ican_ml.encoding.operators import Backend
+from ican_ml.encoding.backends import Backend
 from ican_ml.inputs.fit import InputConfig
 from ican_ml.model.patient_transformer import ModelConfig
 from ican_ml.training.config import LoggerConfig, TrainerConfig, TrainingConfig

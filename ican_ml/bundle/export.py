@@ -24,7 +24,7 @@ from torch import Tensor, nn
 import ican_ml
 from ican_ml.bundle.golden import invented_patients
 from ican_ml.bundle.read import FORMAT, GOLDEN, MANIFEST, MODEL, SCHEMA, Arrays, BundleError, digest, sealed
-from ican_ml.encoding.bag import csr_bag_onnx_translation
+from ican_ml.encoding.csr_bag import csr_bag_onnx_translation
 from ican_ml.inputs.encode import collate, encode
 from ican_ml.inputs.schema import InputSchema
 from ican_ml.model.patient_transformer import PatientTransformer

@@ -1,18 +1,21 @@
 """Which implementation of the operators runs: the one place that knows the three backends.
 
 Each backend is a module with the functions of `EncodingBackend`, imported when it is first asked for, so that a
-machine without Numba or CuPy can still import and use this room. Errors for bad input are raised by `operators`
-and `bag`; a backend trusts its arguments.
+machine without Numba or CuPy can still import and use this room. Errors for bad input are raised by the operators;
+a backend trusts its arguments.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Literal, Protocol, cast
+from typing import Any, Literal, Protocol, cast
 
-from ican_ml.encoding.csr import CSRBatch, FeatureStats, Float32, Int32
+import numpy.typing as npt
+
+from ican_ml.encoding.csr import Bool, CSRBatch, Float32, Float64, Int32, Int64
 
 Backend = Literal["auto", "cuda", "cpu", "reference"]
 
@@ -24,12 +27,27 @@ class BackendUnavailable(RuntimeError):
 
 
 class EncodingBackend(Protocol):
-    """What a backend module offers; `operators` documents each function."""
+    """What a backend module offers; the operators' own modules say what each function means."""
 
-    def normalize_log1p(self, batch: CSRBatch, target_sum: float) -> CSRBatch: ...
-    def feature_stats(self, batch: CSRBatch) -> FeatureStats: ...
-    def rank_tokens(self, batch: CSRBatch, scale: Float32, k: int, by_magnitude: bool) -> tuple[Int32, Int32]: ...
+    def normalize_log1p(self, batch: CSRBatch, target_sum: float, out: Float32) -> int: ...
     def row_sums(self, batch: CSRBatch) -> Float32: ...
+    def feature_stats(self, batch: CSRBatch) -> tuple[Float64, Float64, Int64]: ...
+    def rank_tokens(
+        self, batch: CSRBatch, rows: Int64, scale: Float32, k: int, by_magnitude: bool, target_sum: float | None
+    ) -> tuple[Int32, Float32, Int32, int]: ...
+    def bin_values(self, batch: CSRBatch, n_bins: int) -> Int32: ...
+    def pad_ragged(
+        self,
+        offsets: Int64,
+        columns: Sequence[Any],
+        fills: Sequence[Any],
+        padded: Sequence[npt.NDArray[Any]],
+        mask: Bool,
+    ) -> None: ...
+    def bag(self, indptr: Int64, indices: Any, values: Any, table: Float32) -> Float32: ...
+    def bag_transposed(
+        self, indptr: Int64, indices: Any, values: Any, rows_table: Float32, n_features: int
+    ) -> Float32: ...
 
 
 def resolve(name: Backend) -> EncodingBackend:

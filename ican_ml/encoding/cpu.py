@@ -1,23 +1,33 @@
 """The operators in Numba, for all the cores of one machine.
 
-In and out as `operators` documents; `bag` and its gradients serve `ican_ml.encoding.bag`. Here memory is allocated
-and the number of threads chosen: little work runs on the caller's thread, since waking others costs more. The
-arithmetic is in `cpu_kernels`. Results never depend on the number of threads. Arguments are trusted.
+In and out as the operators' own modules document. Here memory is allocated and the number of threads chosen: little
+work runs on the caller's thread, since waking others costs more. The arithmetic is in `cpu_kernels`. Results never
+depend on the number of threads. Arguments are trusted.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from typing import Any
 
 import numba
 import numpy as np
+import numpy.typing as npt
 
-from ican_ml.encoding import cpu_kernels as kernels
-from ican_ml.encoding.csr import CSRBatch, FeatureStats, Float32, Int32, Int64
+from ican_ml.encoding.cpu_kernels import bin_values as bins
+from ican_ml.encoding.cpu_kernels import csr_bag as bags
+from ican_ml.encoding.cpu_kernels import feature_stats as stats
+from ican_ml.encoding.cpu_kernels import normalize_log1p as normalise
+from ican_ml.encoding.cpu_kernels import pad_ragged as padding
+from ican_ml.encoding.cpu_kernels import rank_tokens as ranks
+from ican_ml.encoding.csr import Bool, CSRBatch, Float32, Float64, Int32, Int64
 
 _WORK_WORTH_THREADS = 1 << 22  # operations, about a millisecond; a thread that must be woken may cost as much
 _ENTRIES_PER_STATS_PART = 1 << 19
 _LARGEST_STATS_SCRATCH = 1 << 24
+_USES_WORTH_PACKING = 4  # entries a feature
+_ALIGNMENT = 64  # bytes
 
 _fork_broke_threads = False
 
@@ -40,90 +50,94 @@ def _threads(work: int) -> int:
     return int(numba.get_num_threads())
 
 
-def normalize_log1p(batch: CSRBatch, target_sum: float) -> CSRBatch:
-    """See `operators.normalize_log1p`. The logarithm is a polynomial, within one unit in the last place."""
-    out = np.empty_like(batch.values)
-    threads = _threads(8 * batch.nnz)
-    if threads == 1:
-        kernels.normalize(0, batch.n_rows, batch.indptr, batch.values, target_sum, out)
-    else:
-        kernels.normalize_threads(4 * threads, batch.indptr, batch.values, target_sum, out)
-    return batch.with_values(out)
-
-
-def feature_stats(batch: CSRBatch) -> FeatureStats:
-    """See `operators.feature_stats`. The parts that are summed depend on the batch, never on the machine."""
-    most_parts = max(1, min(16, _LARGEST_STATS_SCRATCH // max(1, 3 * batch.n_features)))
-    n_parts = min(most_parts, 1 + batch.nnz // _ENTRIES_PER_STATS_PART)
-    parts = np.zeros((n_parts, batch.n_features, 3), np.float64)
-    if n_parts == 1 or _threads(4 * batch.nnz) == 1:
-        for part in range(n_parts):
-            start, end = batch.nnz * part // n_parts, batch.nnz * (part + 1) // n_parts
-            kernels.stats(batch.indices[start:end], batch.values[start:end], parts[part])
-    else:
-        kernels.stats_threads(batch.indices, batch.values, parts)
-    total = parts.sum(axis=0)
-    return FeatureStats(
-        sum=np.ascontiguousarray(total[:, 0]),
-        sum_of_squares=np.ascontiguousarray(total[:, 1]),
-        count=total[:, 2].astype(np.int64),
-    )
-
-
-def rank_tokens(batch: CSRBatch, scale: Float32, k: int, by_magnitude: bool) -> tuple[Int32, Int32]:
-    """See `operators.rank_tokens`."""
-    tokens = np.full((batch.n_rows, k), -1, np.int32)
-    lengths = np.zeros(batch.n_rows, np.int32)
-    threads = _threads(32 * batch.nnz)
-    arrays = (batch.indptr, batch.indices, batch.values, scale, by_magnitude, tokens, lengths)
-    if k == 0:
-        return tokens, lengths
-    if threads == 1:
-        kernels.rank(0, batch.n_rows, *arrays)
-    else:
-        kernels.rank_threads(4 * threads, *arrays)
-    return tokens, lengths
+def normalize_log1p(batch: CSRBatch, target_sum: float, out: Float32) -> int:
+    """See `normalize_log1p.normalize_log1p`; returns how many entries are negative or NaN."""
+    return int(normalise.normalize_all(_threads(8 * batch.nnz), batch.indptr, batch.values, target_sum, out))
 
 
 def row_sums(batch: CSRBatch) -> Float32:
-    """See `operators.row_sums`."""
+    """See `lookup.row_sums`."""
     out = np.empty(batch.n_rows, np.float32)
-    threads = _threads(batch.nnz)
-    if threads == 1:
-        kernels.sums(0, batch.n_rows, batch.indptr, batch.values, out)
-    else:
-        kernels.sums_threads(4 * threads, batch.indptr, batch.values, out)
+    normalise.sums_all(_threads(batch.nnz), batch.indptr, batch.values, out)
     return out
 
 
-def bag(indptr: Int64, indices: Int32 | Int64, values: Float32, table: Float32) -> Float32:
-    """`out[r] = sum of values[i] * table[indices[i]]` over the entries i of row r, float32 [rows, width]."""
-    n_rows = indptr.size - 1
-    out = np.empty((n_rows, table.shape[1]), np.float32)
-    threads = _threads(values.size * table.shape[1])
-    if threads == 1:
-        kernels.bag(0, n_rows, indptr, indices, values, table, out)
-    else:
-        kernels.bag_threads(4 * threads, indptr, indices, values, table, out)
+def feature_stats(batch: CSRBatch) -> tuple[Float64, Float64, Int64]:
+    """See `feature_stats.feature_stats`. The parts that are summed depend on the batch, never on the machine."""
+    most_parts = max(1, min(16, _LARGEST_STATS_SCRATCH // max(1, 3 * batch.n_features)))
+    parts = np.zeros((min(most_parts, 1 + batch.nnz // _ENTRIES_PER_STATS_PART), batch.n_features, 3), np.float64)
+    stats.stats_all(_threads(4 * batch.nnz), batch.indices, batch.values, parts)
+    total = parts.sum(axis=0)
+    return np.ascontiguousarray(total[:, 0]), np.ascontiguousarray(total[:, 1]), total[:, 2].astype(np.int64)
+
+
+def rank_tokens(
+    batch: CSRBatch, rows: Int64, scale: Float32, k: int, by_magnitude: bool, target_sum: float | None
+) -> tuple[Int32, Float32, Int32, int]:
+    """See `rank_tokens.row_tokens`; `target_sum` None: no values, 0: raw ones. Last: entries that are no counts."""
+    tokens, lengths = np.empty((rows.size, k), np.int32), np.empty(rows.size, np.int32)
+    token_values = np.empty((0, 0) if target_sum is None else tokens.shape, np.float32)
+    threads = _threads(32 * batch.nnz * rows.size // max(1, batch.n_rows))
+    options = (scale, by_magnitude, float(target_sum or 0), tokens, token_values, lengths)
+    refused = ranks.rank_all(threads, batch.indptr, batch.indices, batch.values, rows, *options)
+    return tokens, token_values, lengths, int(refused)
+
+
+def bin_values(batch: CSRBatch, n_bins: int) -> Int32:
+    """See `bin_values.bin_values`."""
+    out = np.empty(batch.nnz, np.int32)
+    bins.bins_all(_threads(32 * batch.nnz), batch.indptr, batch.values, n_bins, out)
     return out
 
 
-def bag_grad_table(indptr: Int64, indices: Int32 | Int64, values: Float32, grad: Float32, n_features: int) -> Float32:
-    """Gradient of `bag` for its table, float32 [features, width]: a bag of the transposed entries over `grad`.
+def pad_ragged(
+    offsets: Int64, columns: Sequence[Any], fills: Sequence[Any], padded: Sequence[npt.NDArray[Any]], mask: Bool
+) -> None:
+    """See `pad_ragged.pad_ragged`; writes into `padded` and `mask`."""
+    threads = _threads(mask.size)
+    padding.mask_all(threads, offsets, mask)
+    for column, fill, out in zip(columns, fills, padded, strict=True):
+        padding.pad_all(threads, offsets, column, fill, out)
 
-    A thread owns whole features and adds their entries in row order, so the sum is race-free and always the same.
-    """
-    starts, rows, by_feature = np.zeros(n_features + 1, np.int64), np.empty_like(indices), np.empty_like(values)
-    kernels.transpose(indptr, indices, values, starts, rows, by_feature)
-    return bag(starts, rows, by_feature, grad)
+
+def bag(indptr: Int64, indices: Any, values: Any, table: Float32) -> Float32:
+    """See `bag.bag`, with the batch's arrays: float32 [rows, width]."""
+    threads = _threads(indices.size * table.shape[1])
+    out, tiles = _aligned((indptr.size - 1, table.shape[1])), _tiles(indices.size, *table.shape)
+    bags.pack_all(threads, table, tiles)
+    bags.gather_all(threads, indptr, indices, values, table, tiles, out)
+    return out
 
 
-def bag_grad_values(indptr: Int64, indices: Int32 | Int64, table: Float32, grad: Float32) -> Float32:
+def bag_transposed(indptr: Int64, indices: Any, values: Any, rows_table: Float32, n_features: int) -> Float32:
+    """See `bag.bag_transposed`, with the batch's arrays: float32 [features, width]."""
+    width = rows_table.shape[1]
+    threads = _threads(indices.size * width)
+    out, tiles = _aligned((n_features, width)), _tiles(indices.size, n_features, width)
+    out[...] = 0
+    tiles[...] = 0
+    bags.scatter_all(threads, indptr, indices, values, rows_table, tiles, out)
+    bags.unpack_all(threads, tiles, out)
+    return out
+
+
+def bag_grad_values(indptr: Int64, indices: Any, table: Float32, grad: Float32) -> Float32:
     """Gradient of `bag` for its values, float32 [nnz]: `grad[row] . table[feature]` of each entry."""
     out = np.empty(indices.size, np.float32)
-    threads = _threads(indices.size * grad.shape[1])
-    if threads == 1:
-        kernels.bag_grad_values(0, indptr.size - 1, indptr, indices, table, grad, out)
-    else:
-        kernels.bag_grad_values_threads(4 * threads, indptr, indices, table, grad, out)
+    bags.grad_values_all(_threads(indices.size * grad.shape[1]), indptr, indices, table, grad, out)
     return out
+
+
+def _tiles(n_entries: int, n_features: int, width: int) -> Float32:
+    """Room for a table in tiles, or for none where too few entries would use it."""
+    worth_it = n_entries > _USES_WORTH_PACKING * n_features and width > bags.TILE
+    return _aligned((width // bags.TILE if worth_it else 0, n_features, bags.TILE))
+
+
+def _aligned(shape: tuple[int, ...]) -> Float32:
+    """Uninitialised float32 array whose memory starts at a multiple of 64 bytes."""
+    spare = _ALIGNMENT // 4
+    size = int(np.prod(shape))
+    memory = np.empty(size + spare, np.float32)
+    start = -(memory.ctypes.data // 4) % spare
+    return memory[start : start + size].reshape(shape)

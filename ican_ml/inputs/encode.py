@@ -32,8 +32,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from ican_ml.encoding.backends import Backend
 from ican_ml.encoding.csr import CSRBatch
-from ican_ml.encoding.operators import Backend, lookup, rank_tokens, row_sums
+from ican_ml.encoding.lookup import row_sums
+from ican_ml.encoding.pad_ragged import pad_ragged
+from ican_ml.encoding.rank_tokens import row_tokens
 from ican_ml.inputs.regimens import EncodedRegimens, Regimen, collate_regimens, encode_regimens
 from ican_ml.inputs.schema import InputSchema, ModalitySchema
 from ican_ml.records.aggregates import aggregate
@@ -148,16 +151,20 @@ def _encode_modality(schema: ModalitySchema, rows: OmicsRows | None, n_rows: int
             np.zeros(n_rows + 1, np.int64), np.empty(0, np.int32), np.empty(0, np.float32), len(schema.features)
         )
         rows = OmicsRows(matrix=empty, panel=np.zeros(n_rows, np.int64))
-    tokens, _ = rank_tokens(
-        rows.matrix, schema.rank_scale, schema.max_tokens, by_magnitude=schema.kind == "continuous", backend=backend
+    tokens, token_values, _ = row_tokens(
+        rows.matrix,
+        np.arange(n_rows),
+        schema.rank_scale,
+        schema.max_tokens,
+        by_magnitude=schema.kind == "continuous",
+        backend=backend,
     )
-    features = tokens.astype(np.int64)
     return _Modality(
         matrix=rows.matrix,
         panel=rows.panel,
         total=row_sums(rows.matrix, backend="reference"),
-        tokens=features + 1,
-        token_values=lookup(rows.matrix, features, backend="reference")[0],
+        tokens=tokens.astype(np.int64) + 1,
+        token_values=token_values,
     )
 
 
@@ -230,23 +237,17 @@ def collate(encoded: EncodedPatients, rows: Int64) -> dict[str, npt.NDArray[np.g
 
 
 def _collate_events(events: _Events, rows: Int64) -> dict[str, npt.NDArray[np.generic]]:
-    length = events.offsets[rows + 1] - events.offsets[rows]
-    slot = np.arange(max(1, int(length.max(initial=0))))
-    filled = slot < length[:, None]
-    source = (events.offsets[rows][:, None] + slot)[filled]
-
-    def padded(values: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
-        out = np.zeros(filled.shape, values.dtype)
-        out[filled] = values[source]
-        return out
-
-    gap = padded(events.gap).astype(np.float32)
+    start, length = events.offsets[rows], events.offsets[rows + 1] - events.offsets[rows]
+    offsets = np.append(0, np.cumsum(length))
+    source = np.repeat(start - offsets[:-1], length) + np.arange(offsets[-1])
+    columns = [column[source] for column in (events.code, events.value, events.has_value, events.gap)]
+    (code, value, has_value, gap), filled = pad_ragged(offsets, columns, max(1, int(length.max(initial=0))))
     age = events.age[rows][:, None] - np.maximum(gap, 0) / DAYS_PER_YEAR
     known_age = filled & (events.age[rows] > 0)[:, None]
     return {
-        "event_code": padded(events.code),
-        "event_value": padded(events.value),
-        "event_has_value": padded(events.has_value),
+        "event_code": code,
+        "event_value": value,
+        "event_has_value": has_value,
         "event_gap": gap,
         "event_age": np.where(known_age, age, np.float32(0)).astype(np.float32),
     }

@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from ican_ml.encoding.backends import Backend
 from ican_ml.encoding.csr import CSRBatch
-from ican_ml.encoding.operators import Backend, feature_stats, normalize_log1p
+from ican_ml.encoding.feature_stats import feature_stats
+from ican_ml.encoding.normalize_log1p import normalize_log1p
 from ican_ml.inputs.assemble import CohortStates, assemble
 from ican_ml.inputs.encode import encode_summary
 from ican_ml.inputs.schema import Covariate, InputSchema, ModalitySchema, Task

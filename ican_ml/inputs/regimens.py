@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ican_ml.encoding.csr import CSRBatch
-from ican_ml.encoding.operators import lookup
+from ican_ml.encoding.lookup import lookup
 from ican_ml.inputs.schema import FIRST_KNOWN, PADDING, UNKNOWN, InputSchema
 
 Float32 = npt.NDArray[np.float32]

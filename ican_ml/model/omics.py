@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ican_ml.encoding.bag import csr_bag
+from ican_ml.encoding.csr_bag import csr_bag
 from ican_ml.inputs.schema import ModalitySchema
 
 _LIMIT = 10.0

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ican_ml.encoding.operators import normalize_log1p
+from ican_ml.encoding.normalize_log1p import normalize_log1p
 from ican_ml.evaluation.design import Design
 from ican_ml.inputs.assemble import CohortStates
 from ican_ml.inputs.encode import EncodedPatients, Float32

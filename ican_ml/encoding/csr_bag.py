@@ -1,0 +1,208 @@
+"""`csr_bag`: every measured feature of a row, weighted by its value and summed into one embedding (torch).
+
+In: the arrays of a `CSRBatch` as tensors, indptr int64 [rows + 1], indices int32 or int64 [nnz], values [nnz], and a
+table [features, width]. Out: [rows, width]. It is `F.embedding_bag(mode="sum", per_sample_weights=values)`, as a
+custom operator: its gradient for the table is race-free and repeatable, the gradient for the values is computed only
+when asked for, and it exports to ONNX without a loop (`csr_bag_onnx_translation`).
+
+On the CPU float32 runs on the Numba backend, in place on the tensors' memory. Other dtypes and devices, and machines
+without Numba, take a plain path in torch operations that needs [nnz, width] of scratch. Differentiable once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from importlib.util import find_spec
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def csr_bag(indptr: Tensor, indices: Tensor, values: Tensor, table: Tensor) -> Tensor:
+    """Sum of `values[i] * table[indices[i]]` over the entries i of each row.
+
+    Duplicate features of a row add up; an empty row is zero.
+
+    Parameters
+    ----------
+    indptr
+        int64 [rows + 1]. Row r holds entries `indptr[r] - indptr[0]` to `indptr[r + 1] - indptr[0]`.
+    indices
+        int32 or int64 [nnz]. Rows of `table`, in any order.
+    values
+        [nnz]. Weights, of the table's dtype.
+    table
+        [features, width]. Embeddings.
+
+    Returns
+    -------
+    Tensor
+        [rows, width], of the table's dtype.
+
+    Raises
+    ------
+    ValueError
+        When shapes or dtypes differ from the above, or (on the CPU) the offsets or ids point outside their arrays.
+    """
+    if not (indptr.ndim == indices.ndim == values.ndim == 1 and table.ndim == 2):
+        raise ValueError(
+            "csr_bag expects indptr, indices and values with 1 dimension and a table with 2, got "
+            f"{indptr.ndim}, {indices.ndim}, {values.ndim} and {table.ndim}"
+        )
+    if indptr.dtype != torch.int64 or indices.dtype not in (torch.int32, torch.int64):
+        raise ValueError(
+            f"csr_bag expects int64 indptr and int32 or int64 indices, got {indptr.dtype} and {indices.dtype}"
+        )
+    if values.dtype != table.dtype or not table.is_floating_point():
+        raise ValueError(
+            f"csr_bag expects values and table of one floating dtype, got {values.dtype} and {table.dtype}; "
+            "cast the values: values.to(table.dtype)"
+        )
+    bagged: Tensor = _csr_bag(indptr, indices, values, table)
+    return bagged
+
+
+@torch.library.custom_op("ican::csr_bag", mutates_args=())
+def _csr_bag(indptr: Tensor, indices: Tensor, values: Tensor, table: Tensor) -> Tensor:
+    _check_bounds(indptr, indices, values.shape[0], table.shape[0])
+    cpu = _numba_backend(table)
+    if cpu is not None:
+        return torch.from_numpy(cpu.bag(*map(_array, (indptr, indices, values, table))))
+    wide = _accumulator(table.dtype)
+    out = table.new_zeros((indptr.shape[0] - 1, table.shape[1]), dtype=wide)
+    out.index_add_(0, _row_ids(indptr), values.to(wide)[:, None] * table[indices.long()].to(wide))
+    return out.to(table.dtype)
+
+
+@torch.library.custom_op("ican::csr_bag_grad_table", mutates_args=())
+def _grad_table(indptr: Tensor, indices: Tensor, values: Tensor, grad: Tensor, n_features: int) -> Tensor:
+    cpu = _numba_backend(grad)
+    if cpu is not None:
+        return torch.from_numpy(cpu.bag_transposed(*map(_array, (indptr, indices, values, grad)), n_features))
+    wide = _accumulator(grad.dtype)
+    out = grad.new_zeros((n_features, grad.shape[1]), dtype=wide)
+    out.index_add_(0, indices.long(), values.to(wide)[:, None] * grad[_row_ids(indptr)].to(wide))
+    return out.to(grad.dtype)
+
+
+@torch.library.custom_op("ican::csr_bag_grad_values", mutates_args=())
+def _grad_values(indptr: Tensor, indices: Tensor, table: Tensor, grad: Tensor) -> Tensor:
+    cpu = _numba_backend(grad)
+    if cpu is not None:
+        return torch.from_numpy(cpu.bag_grad_values(*map(_array, (indptr, indices, table, grad))))
+    wide = _accumulator(grad.dtype)
+    return (grad[_row_ids(indptr)].to(wide) * table[indices.long()].to(wide)).sum(1).to(grad.dtype)
+
+
+@_csr_bag.register_fake
+def _(indptr: Tensor, indices: Tensor, values: Tensor, table: Tensor) -> Tensor:
+    return table.new_empty((indptr.shape[0] - 1, table.shape[1]))
+
+
+@_grad_table.register_fake
+def _(indptr: Tensor, indices: Tensor, values: Tensor, grad: Tensor, n_features: int) -> Tensor:
+    return grad.new_empty((n_features, grad.shape[1]))
+
+
+@_grad_values.register_fake
+def _(indptr: Tensor, indices: Tensor, table: Tensor, grad: Tensor) -> Tensor:
+    return grad.new_empty((indices.shape[0],))
+
+
+def _save_for_backward(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, Tensor], output: Tensor) -> None:
+    indptr, indices, values, table = inputs
+    values_need_grad, table_needs_grad = ctx.needs_input_grad[2:4]
+    ctx.n_features = table.shape[0]
+    ctx.save_for_backward(indptr, indices, values if table_needs_grad else None, table if values_need_grad else None)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[None, None, Tensor | None, Tensor | None]:
+    indptr, indices, values, table = ctx.saved_tensors
+    grad_values = None if table is None else _grad_values(indptr, indices, table, grad)
+    grad_table = None if values is None else _grad_table(indptr, indices, values, grad, ctx.n_features)
+    return None, None, grad_values, grad_table
+
+
+_csr_bag.register_autograd(_backward, setup_context=_save_for_backward)
+
+
+def csr_bag_onnx_translation() -> dict[Callable[..., Any], Callable[..., Any]]:
+    """Translation of `csr_bag` for `torch.onnx.export(dynamo=True, opset_version=20, custom_translation_table=...)`.
+
+    The graph scatters the entries into a dense [rows, features] matrix and multiplies it by the table: no loop, any
+    number of rows and entries, zero among them. Row ids are the running count of rows that ended before an entry.
+    """
+    import onnx
+    from onnxscript import opset20
+
+    op: Any = opset20
+    int_zero = onnx.helper.make_tensor("zero", onnx.TensorProto.INT64, [1], [0])
+    int_one = onnx.helper.make_tensor("one", onnx.TensorProto.INT64, [1], [1])
+
+    def translate(indptr: Any, indices: Any, values: Any, table: Any) -> Any:
+        zero, one = op.Constant(value_ints=[0]), op.Constant(value_ints=[1])
+        n_entries, n_features = op.Shape(indices), op.Shape(table, start=0, end=1)
+        start = op.Slice(indptr, zero, one, zero)
+        ends = op.Sub(op.Slice(indptr, one, op.Constant(value_ints=[2**62]), zero), start)
+        n_rows = op.Shape(ends)
+        ended_here = op.ScatterElements(
+            op.ConstantOfShape(op.Add(n_entries, one), value=int_zero),
+            ends,
+            op.ConstantOfShape(n_rows, value=int_one),
+            axis=0,
+            reduction="add",
+        )
+        rows = op.Slice(op.CumSum(ended_here, op.Constant(value_int=0)), zero, n_entries, zero)
+        # Not ScatterND: onnxruntime's CPU kernel runs its updates in parallel and loses some where a feature repeats.
+        dense = op.ScatterElements(
+            op.ConstantOfShape(op.Mul(n_rows, n_features)),
+            op.Add(op.Mul(rows, n_features), op.Cast(indices, to=onnx.TensorProto.INT64)),
+            values,
+            axis=0,
+            reduction="add",
+        )
+        return op.MatMul(op.Reshape(dense, op.Concat(n_rows, n_features, axis=0)), table)
+
+    return {torch.ops.ican.csr_bag.default: translate}
+
+
+@cache
+def _numba() -> ModuleType | None:
+    if not find_spec("numba"):
+        return None
+    from ican_ml.encoding import cpu
+
+    return cpu
+
+
+def _numba_backend(tensor: Tensor) -> ModuleType | None:
+    """The cpu backend if it serves this tensor, else None: the plain path. A CUDA kernel would be chosen here."""
+    return _numba() if tensor.device.type == "cpu" and tensor.dtype == torch.float32 else None
+
+
+def _array(tensor: Tensor) -> Any:
+    return tensor.detach().contiguous().numpy()
+
+
+def _accumulator(dtype: torch.dtype) -> torch.dtype:
+    return dtype if dtype == torch.float64 else torch.float32
+
+
+def _row_ids(indptr: Tensor) -> Tensor:
+    return torch.repeat_interleave(torch.arange(indptr.shape[0] - 1, device=indptr.device), indptr.diff())
+
+
+def _check_bounds(indptr: Tensor, indices: Tensor, n_values: int, n_features: int) -> None:
+    """Refuse what would read outside the arrays; on other devices the operators there check, without a wait."""
+    if indptr.device.type != "cpu":
+        return
+    offsets, ids = _array(indptr), _array(indices)
+    if not (offsets.size and offsets[-1] - offsets[0] == ids.size == n_values):
+        raise ValueError(f"indptr must span as many entries as there are indices and values, {ids.size} and {n_values}")
+    if (offsets[1:] < offsets[:-1]).any():
+        raise ValueError("indptr must never decrease: a row ends where the next one starts")
+    if ids.size and ids.view(f"uint{8 * ids.itemsize}").max() >= n_features:
+        raise ValueError(f"indices must lie in 0..{n_features - 1}, got {ids.min()}..{ids.max()}")
