@@ -62,7 +62,7 @@ TRAINING_LIBRARIES = {
     *("matplotlib", "meds", "sklearn", "torchsurv", "xgboost"),
 }
 HEAVY_LIBRARIES = TRAINING_LIBRARIES | {"cupy", "numba", "onnx", "onnxscript", "torch"}
-BACKENDS = {"ican_ml.encoding.cpu": "numba", "ican_ml.encoding.cpu_kernels": "numba", "ican_ml.encoding.cuda": "cupy"}
+BACKENDS = {"ican_ml.encoding.cpu": "numba", "ican_ml.encoding.cuda": "cupy"}
 
 _REPORT = """
 import importlib, json, sys
@@ -140,7 +140,7 @@ def _written(modules: Iterable[str], forbidden: set[str]) -> list[str]:
         f"{module}:{line} imports {name}"
         for module in modules
         for line, name in _imports(module)
-        if name.partition(".")[0] in forbidden - {BACKENDS.get(module)}
+        if name.partition(".")[0] in forbidden - {BACKENDS.get(module.partition("_kernels")[0])}
     ]
 
 

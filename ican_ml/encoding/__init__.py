@@ -1,4 +1,4 @@
-"""Sparse omics to tokens and embeddings. One module an operator: its docstring fixes a meaning that every backend keeps.
+"""Sparse omics to tokens and embeddings. One module an operator; its docstring fixes what every backend keeps.
 
 `csr` (the data), `stored` (on disk), the operators `normalize_log1p`, `feature_stats`, `rank_tokens`, `bin_values`,
 `pad_ragged`, `bag`, `lookup` (NumPy in and out) and `csr_bag` (torch, differentiable). A row's result depends on that

@@ -1,7 +1,7 @@
 """`bin_values`: a row's values as quantile bins, comparable between rows of any depth.
 
-Binning within a row follows scGPT (Cui et al., Nature Methods 2024, doi:10.1038/s41592-024-02201-0), made deterministic:
-edges are order statistics, never interpolated, and equal values share a bin, never drawn at random.
+Binning within a row follows scGPT (Cui et al., Nature Methods 2024, doi:10.1038/s41592-024-02201-0), made
+deterministic: edges are order statistics, never interpolated, and equal values share a bin, never drawn at random.
 """
 
 from __future__ import annotations

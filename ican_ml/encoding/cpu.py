@@ -21,6 +21,7 @@ from ican_ml.encoding.cpu_kernels import feature_stats as stats
 from ican_ml.encoding.cpu_kernels import normalize_log1p as normalise
 from ican_ml.encoding.cpu_kernels import pad_ragged as padding
 from ican_ml.encoding.cpu_kernels import rank_tokens as ranks
+from ican_ml.encoding.cpu_kernels.tiles import TILE
 from ican_ml.encoding.csr import Bool, CSRBatch, Float32, Float64, Int32, Int64
 
 _WORK_WORTH_THREADS = 1 << 22  # operations, about a millisecond; a thread that must be woken may cost as much
@@ -130,8 +131,8 @@ def bag_grad_values(indptr: Int64, indices: Any, table: Float32, grad: Float32) 
 
 def _tiles(n_entries: int, n_features: int, width: int) -> Float32:
     """Room for a table in tiles, or for none where too few entries would use it."""
-    worth_it = n_entries > _USES_WORTH_PACKING * n_features and width > bags.TILE
-    return _aligned((width // bags.TILE if worth_it else 0, n_features, bags.TILE))
+    worth_it = n_entries > _USES_WORTH_PACKING * n_features and width > TILE
+    return _aligned((width // TILE if worth_it else 0, n_features, TILE))
 
 
 def _aligned(shape: tuple[int, ...]) -> Float32:

@@ -1,9 +1,9 @@
 """The sparse batch that every encoding operator reads: three plain NumPy arrays and a width.
 
 In: a SciPy, AnnData or torch matrix in compressed rows, or a dense array [rows, features] with NaN = not measured.
-Out: `CSRBatch`, whose arrays any backend can take without a copy. Plain arrays rather than a sparse matrix class: 64-bit
-row pointers with ids of 32 or 16 bits neither wrap past 2^31 entries nor double the memory of the ids, and counts fit
-16 bits (`compact`), which halves what must be read, or sent to a device.
+Out: `CSRBatch`, whose arrays any backend can take without a copy. Plain arrays rather than a sparse matrix class:
+64-bit row pointers with ids of 32 or 16 bits neither wrap past 2^31 entries nor double the memory of the ids, and
+counts fit 16 bits (`compact`), which halves what must be read, or sent to a device.
 
 An entry is an entry: no operator merges duplicates. Two entries for one feature in one row are two terms of a
 sum, two candidates for a token. `lookup` alone, which must answer with one number, takes the first stored.
@@ -122,8 +122,8 @@ class CSRBatch:
     @classmethod
     def from_torch(cls, matrix: Any) -> CSRBatch:
         """Batch of a `torch.sparse_csr` tensor [rows, features] on the CPU; see `from_arrays` for what is shared."""
-        parts = (matrix.crow_indices(), matrix.col_indices(), matrix.values().detach())
-        return cls.from_arrays(*(part.numpy() for part in parts), matrix.shape[1])
+        indptr, indices = matrix.crow_indices().numpy(), matrix.col_indices().numpy()
+        return cls.from_arrays(indptr, indices, matrix.values().detach().numpy(), matrix.shape[1])
 
     @classmethod
     def from_dense(cls, array: npt.ArrayLike, keep_zeros: bool) -> CSRBatch:
@@ -218,7 +218,8 @@ class CSRBatch:
         """The same entries with other values, float32 or uint16 [nnz]; `indptr` and `indices` are shared."""
         if values.dtype.name not in _DTYPES["values"] or values.shape != self.values.shape:
             raise ValueError(f"expected float32 or uint16 {self.values.shape}, got {values.dtype} {values.shape}")
-        return self._trusted(self.indptr, self.indices, np.ascontiguousarray(values))
+        contiguous: Values = np.ascontiguousarray(values)
+        return self._trusted(self.indptr, self.indices, contiguous)
 
     def to_scipy(self) -> Any:
         """The batch as `scipy.sparse.csr_array` [rows, features], sharing memory where dtypes allow."""

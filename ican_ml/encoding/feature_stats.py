@@ -1,4 +1,4 @@
-"""`feature_stats`: what means and variances of features are made of, in one pass over the entries of any number of rows.
+"""`feature_stats`: what means and variances of features are made of, in one pass over any number of rows.
 
 A matrix that does not fit into memory comes in pieces (`ican_ml.encoding.stored`), which are summed as they come.
 """

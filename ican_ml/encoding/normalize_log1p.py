@@ -1,4 +1,4 @@
-"""`normalize_log1p`: every row scaled to one total, then log(1 + x). Scanpy's `normalize_total` and `log1p` in one pass.
+"""`normalize_log1p`: every row scaled to one total, then log(1 + x): two of Scanpy's passes in one.
 
 Source: Wolf, Angerer, Theis, Genome Biology 2018, doi:10.1186/s13059-017-1382-0.
 """

@@ -57,7 +57,9 @@ def pad_ragged(
         raise ValueError(f"offsets must be int64 [rows + 1] and never decrease, got {offsets.dtype} {offsets.shape}")
     for column in columns:
         if column.shape != (offsets[-1] - offsets[0],):
-            raise ValueError(f"columns must have {offsets[-1] - offsets[0]} entries, as offsets span; got {column.shape}")
+            raise ValueError(
+                f"columns must have {offsets[-1] - offsets[0]} entries, as offsets span; got {column.shape}"
+            )
     if width < 0:
         raise ValueError(f"width must be zero or more, got {width}")
     wanted = [0] * len(columns) if fills is None else fills

@@ -1,7 +1,7 @@
 """`rank_tokens` and `row_tokens`: the features that tell most about a row, as the tokens that a transformer reads.
 
 Ranking by a value over the feature's typical value follows Geneformer (Theodoris et al., Nature 2023,
-doi:10.1038/s41586-023-06139-9), without the pass that normalises: dividing a row by its total leaves its order as it is.
+doi:10.1038/s41586-023-06139-9), without the pass that normalises: dividing a row by its total leaves its order.
 """
 
 from __future__ import annotations

@@ -11,8 +11,7 @@ from typing import cast, get_args
 
 import numpy as np
 
-from ican_ml.encoding.backends import BackendUnavailable, resolve
-from ican_ml.encoding.backends import Backend
+from ican_ml.encoding.backends import Backend, BackendUnavailable, resolve
 from ican_ml.inputs.encode import PatientStates, collate, encode
 from ican_ml.inputs.schema import InputSchema
 from ican_ml.invariants.checks import Array, Arrays, Checks, demand_same, named, run_all

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import anndata
 import numpy as np
 import pytest
 import scipy.sparse
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,14 +20,14 @@ def _batch(indptr: object = (0, 2, 2, 3), indices: object = (1, 0, 2), values: o
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"indptr": (1, 2, 3)}, "start at 0"),
-        ({"indptr": ()}, "start at 0"),
+        ({"indptr": (-1, 1, 2)}, "none below 0"),
+        ({"indptr": ()}, r"rows \+ 1 pointers"),
         ({"indptr": (0, 2, 1, 3)}, "never decrease"),
-        ({"indptr": (0, 2)}, "ends at 2, but there are 3 indices"),
+        ({"indptr": (0, 2)}, "spans 2 entries, but there are 3 indices"),
         ({"values": (1, 2)}, "2 values"),
         ({"indices": (0, 3, 1)}, r"0\.\.2 for 3 features, got 0\.\.3"),
         ({"indices": (0, -1, 1)}, r"got -1\.\.1"),
-        ({"values": ((1, 2, 3),)}, "one-dimensional float32"),
+        ({"values": ((1, 2, 3),)}, "one-dimensional float32 or uint16"),
     ],
 )
 def test_a_broken_layout_is_refused_with_what_was_expected(change: dict[str, object], message: str) -> None:
@@ -65,6 +67,54 @@ def test_scipy_round_trip_shares_the_arrays() -> None:
     assert (batch.to_scipy() != matrix).nnz == 0
 
 
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support")
+def test_torch_and_anndata_share_the_arrays() -> None:
+    matrix = scipy.sparse.random(7, 5, 0.4, "csr", dtype=np.float32, random_state=0)
+    data = anndata.AnnData(matrix)
+    assert np.shares_memory(CSRBatch.from_scipy(data.X).values, data.X.data)
+    parts = map(torch.from_numpy, (matrix.indptr, matrix.indices, matrix.data))
+    tensor = torch.sparse_csr_tensor(*parts, (7, 5), check_invariants=True)
+    batch = CSRBatch.from_torch(tensor)
+    assert np.shares_memory(batch.values, matrix.data)
+    assert np.shares_memory(batch.indices, matrix.indices)
+    assert (batch.to_scipy() != matrix).nnz == 0
+
+
+def test_rows_of_a_large_matrix_are_a_view() -> None:
+    far = np.array([0, 2, 2, 3], np.int64) + 2**31 + 5
+    batch = CSRBatch(far, np.array([1, 0, 2], np.int32), np.array([5, 6, 7], np.float32), 3)
+    view = batch.rows(1, 3)
+    assert view.indptr.tolist() == far[1:].tolist()
+    assert np.shares_memory(view.values, batch.values)
+    assert (view.offsets.tolist(), view.indices.tolist(), view.values.tolist()) == ([0, 0, 1], [2], [7])
+    assert view.take([1, 0]).values.tolist() == [7]
+    assert batch.to_scipy().sum() == 18
+    with pytest.raises(ValueError, match=r"rows must lie in 0\.\.3"):
+        batch.rows(2, 4)
+
+
+@pytest.mark.parametrize(
+    ("values", "n_features", "dtypes"),
+    [
+        ((5, 6, 65535), 3, ("uint16", "uint16")),
+        ((5, 6, 65536), 3, ("uint16", "float32")),
+        ((5, 0.5, 7), 3, ("uint16", "float32")),
+        ((5, -6, 7), 65536, ("uint16", "float32")),
+        ((5, 6, 7), 65537, ("int32", "uint16")),
+        ((5, np.nan, 7), 65537, ("int32", "float32")),
+        ((5, np.inf, 7), 65537, ("int32", "float32")),
+    ],
+)
+def test_compact_narrows_only_what_loses_nothing(
+    values: tuple[float, ...], n_features: int, dtypes: tuple[str, str]
+) -> None:
+    batch = CSRBatch(np.array([0, 2, 3]), np.array([1, 0, 2], np.int32), np.array(values, np.float32), n_features)
+    narrow = batch.compact()
+    assert (narrow.indices.dtype.name, narrow.values.dtype.name) == dtypes
+    np.testing.assert_array_equal(narrow.values.astype(np.float32), batch.values)
+    np.testing.assert_array_equal(narrow.indices, batch.indices)
+
+
 def test_take_gathers_in_order_with_repeats_and_empty_rows() -> None:
     taken = _batch().take([2, -1, 0, 0, 1])
     assert taken.indptr.tolist() == [0, 1, 1, 3, 5, 5]
@@ -92,7 +142,7 @@ def test_sorted_orders_features_and_keeps_the_order_of_duplicates() -> None:
 
 
 def test_with_values_refuses_another_length() -> None:
-    with pytest.raises(ValueError, match="expected float32"):
+    with pytest.raises(ValueError, match="expected float32 or uint16"):
         _batch().with_values(np.zeros(2, np.float32))
 
 

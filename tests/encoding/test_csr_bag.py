@@ -55,6 +55,17 @@ def test_csr_bag_equals_loops(
     torch.testing.assert_close(found.double(), _loops(*entries, _table()), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("numba", [True, False])
+def test_row_pointers_need_not_start_at_0(numba: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not numba:
+        monkeypatch.setattr(bag, "_numba", lambda: None)
+    (indptr, indices, values), table = _entries([3, 0, 17]), _table().requires_grad_()
+    near, far = (csr_bag(pointers, indices, values, table) for pointers in (indptr, indptr + 2**31 + 5))
+    torch.testing.assert_close(near, far, rtol=0, atol=0)
+    near, far = (torch.autograd.grad((each**2).sum(), table)[0] for each in (near, far))
+    torch.testing.assert_close(near, far, rtol=0, atol=0)
+
+
 def test_csr_bag_keeps_the_table_s_dtype() -> None:
     for dtype, tolerance in ((torch.float64, 1e-12), (torch.bfloat16, 2e-2)):
         entries = _entries([3, 0, 17], dtype)
@@ -206,6 +217,7 @@ def test_onnxruntime_gives_the_eager_numbers(exported: tuple[nn.Module, Any], a:
     program.save(buffer)
     session = onnxruntime.InferenceSession(buffer.getvalue(), providers=["CPUExecutionProvider"])
     inputs = _inputs(a, b)
+    inputs["b_indptr"] += 2**31 + 5
     with torch.no_grad():
         expected = module(**inputs).numpy()
     (found,) = session.run(None, {name: tensor.numpy() for name, tensor in inputs.items()})

@@ -1,4 +1,4 @@
-"""Sums by feature. Parts of the entries are summed apart and then together: the parts are of the data, not of threads."""
+"""Sums by feature. Parts of the entries are summed apart, then together: parts of the data, not of the threads."""
 
 from __future__ import annotations
 

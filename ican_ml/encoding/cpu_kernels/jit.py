@@ -1,18 +1,24 @@
 """How the kernels are compiled: ahead-of-time caches where one can be written, and no fast-math beyond what is named.
 
 Compiled code is cached beside the source or in NUMBA_CACHE_DIR, for all later processes; where neither can be written,
-each process compiles anew what it uses. Division follows NumPy. `contract` lets a product be fused into the sum that
-it is added to; `reassociate` lets the compiler choose, once, the order of a sum's terms. Neither may touch what decides
-an integer result.
+each process compiles anew what it uses. Numba looks only at a function's own file for changes, so its cache name
+carries a digest of all the kernels: one that calls another is compiled anew when that other changes.
+
+Division follows NumPy. `contract` lets a product be fused into the sum that it is added to; `reassociate` lets the
+compiler choose, once, the order of a sum's terms. Neither may touch what decides an integer result.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
 from types import FunctionType
 from typing import Any, cast
 
 import numba
+
+_DIGEST = sha256(b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))).hexdigest()[:12]
 
 
 def jit(
@@ -22,6 +28,8 @@ def jit(
     relaxed = {flag for flag, asked in (("contract", contract), ("reassoc", reassociate)) if asked}
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        function.__qualname__ = f"{function.__name__}_{_DIGEST}"
+
         def compiled(cache: bool) -> Callable[..., Any]:
             compiler = numba.njit(cache=cache, parallel=parallel, error_model="numpy", fastmath=relaxed or False)
             return cast(Callable[..., Any], compiler(function))
@@ -40,9 +48,9 @@ class Driver:
     The two are compiled from one source under two names, because Numba's cache tells functions apart by name only.
     """
 
-    def __init__(self, function: FunctionType) -> None:
+    def __init__(self, function: Callable[..., Any]) -> None:
+        assert isinstance(function, FunctionType)
         apart = FunctionType(function.__code__, function.__globals__, f"{function.__name__}_threads")
-        apart.__qualname__ = apart.__name__
         apart.__module__ = function.__module__
         self._serial, self._threads = jit()(function), jit(parallel=True)(apart)
 

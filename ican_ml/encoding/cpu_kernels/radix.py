@@ -57,7 +57,7 @@ def sort_by_key(items: Any, spare: Any, counts: Int32) -> Any:
 
 
 @jit()
-def longest_row(first: int, last: int, indptr: Any) -> int:
+def longest_row(first: int, last: int, indptr: Any) -> Any:
     """Length of the longest of some rows."""
     longest = np.int64(0)
     for r in range(first, last):

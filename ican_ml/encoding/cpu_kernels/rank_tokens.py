@@ -28,7 +28,7 @@ def _in_order_of_features(features: Ids, items: Any, spare: Any, counts: Int32) 
 
 
 @jit()
-def _preselect(items: Any, n: int, k: int, buckets: Int32) -> int:
+def _preselect(items: Any, n: int, k: int, buckets: Int32) -> Any:
     """Move the items that can be among the k smallest to the front, in their order; returns how many those are."""
     buckets[:] = 0
     for i in range(n):

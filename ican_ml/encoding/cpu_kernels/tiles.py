@@ -1,0 +1,104 @@
+"""Loops over a row's entries in LLVM's vector types: 32 columns stay in registers, which Numba's arrays never do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.extending import intrinsic
+
+TILE = 32
+_LANES = 16
+_VECTOR = ir.VectorType(ir.FloatType(), _LANES)
+_INT64 = ir.IntType(64)
+
+
+class _Entries:
+    """Emits the loop over entries start..stop - 1 of a row, as LLVM instructions."""
+
+    def __init__(self, context: Any, builder: Any, indices: Any, values: Any, table: Any) -> None:
+        self.context, self.builder = context, builder
+        (self.ids, self.id_type), (self.weights, self.weight_type), (self.table, _) = (
+            (cgutils.create_struct_proxy(kind)(context, builder, array).data, kind.dtype)
+            for kind, array in (indices, values, table)
+        )
+        self.fused = cgutils.get_or_insert_function(
+            builder.module, ir.FunctionType(_VECTOR, [_VECTOR] * 3), f"llvm.fmuladd.v{_LANES}f32"
+        )
+
+    def vectors(self, pointer: Any) -> list[Any]:
+        """Pointers to the vectors of a tile that starts at a float's pointer."""
+        step = [ir.Constant(_INT64, _LANES * i) for i in range(TILE // _LANES)]
+        return [self.builder.bitcast(self.builder.gep(pointer, [i]), _VECTOR.as_pointer()) for i in step]
+
+    def entry(self, i: Any, stride: Any) -> tuple[Any, list[Any]]:
+        """An entry's weight in every lane, and where its feature's tile lies."""
+        builder, context = self.builder, self.context
+        weight = builder.load(builder.gep(self.weights, [i]))
+        weight = context.cast(builder, weight, self.weight_type, types.float32)
+        feature = context.cast(builder, builder.load(builder.gep(self.ids, [i])), self.id_type, types.int64)
+        undefined = ir.Constant(_VECTOR, ir.Undefined)
+        lane = builder.insert_element(undefined, weight, ir.Constant(ir.IntType(32), 0))
+        zeros = ir.Constant(ir.VectorType(ir.IntType(32), _LANES), [0] * _LANES)
+        place = builder.gep(self.table, [builder.mul(feature, stride)])
+        return builder.shuffle_vector(lane, undefined, zeros), self.vectors(place)
+
+
+def _pointer_to(context: Any, builder: Any, kind: Any, array: Any, at: Any) -> Any:
+    return builder.gep(cgutils.create_struct_proxy(kind)(context, builder, array).data, [at])
+
+
+def _gather(
+    typing: Any, indices: Any, values: Any, start: Any, stop: Any, table: Any, stride: Any, out: Any, at: Any
+) -> Any:
+    int64 = types.int64
+    signature = types.void(indices, values, int64, int64, table, int64, out, int64)
+
+    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        kinds = signature.args
+        i, v, start, stop, t, stride, o, at = arguments
+        loop = _Entries(context, builder, (kinds[0], i), (kinds[1], v), (kinds[4], t))
+        sums = [cgutils.alloca_once_value(builder, ir.Constant(_VECTOR, [0.0] * _LANES)) for _ in range(TILE // _LANES)]
+        for each in sums:  # the slots are made once a function, the zeros belong to every call
+            builder.store(ir.Constant(_VECTOR, [0.0] * _LANES), each)
+        with cgutils.for_range_slice(builder, start, stop, ir.Constant(_INT64, 1)) as (entry, _):
+            weight, tile = loop.entry(entry, stride)
+            for place, each in zip(tile, sums, strict=True):
+                row = builder.load(place, align=4)
+                builder.store(builder.call(loop.fused, [weight, row, builder.load(each)]), each)
+        for place, each in zip(loop.vectors(_pointer_to(context, builder, kinds[6], o, at)), sums, strict=True):
+            builder.store(builder.load(each), place, align=4)
+        return context.get_dummy_value()
+
+    return signature, emit
+
+
+def _scatter(
+    typing: Any, indices: Any, values: Any, start: Any, stop: Any, row: Any, at: Any, table: Any, stride: Any
+) -> Any:
+    int64 = types.int64
+    signature = types.void(indices, values, int64, int64, row, int64, table, int64)
+
+    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        kinds = signature.args
+        i, v, start, stop, row, at, t, stride = arguments
+        loop = _Entries(context, builder, (kinds[0], i), (kinds[1], v), (kinds[6], t))
+        places = loop.vectors(_pointer_to(context, builder, kinds[4], row, at))
+        added = [builder.load(place, align=4) for place in places]
+        with cgutils.for_range_slice(builder, start, stop, ir.Constant(_INT64, 1)) as (entry, _):
+            weight, tile = loop.entry(entry, stride)
+            for place, each in zip(tile, added, strict=True):
+                builder.store(builder.call(loop.fused, [weight, each, builder.load(place, align=4)]), place, align=4)
+        return context.get_dummy_value()
+
+    return signature, emit
+
+
+gather_tile: Any = intrinsic(_gather)
+"""`(indices, values, start, stop, table, stride, out, at)`, flat arrays:
+out[at : at + 32] = sum of values[i] * table[indices[i] * stride : + 32] over i in start..stop - 1."""
+
+scatter_tile: Any = intrinsic(_scatter)
+"""`(indices, values, start, stop, row, at, table, stride)`, flat arrays:
+table[indices[i] * stride : + 32] += values[i] * row[at : at + 32] for i in start..stop - 1, in that order."""
