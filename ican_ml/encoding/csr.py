@@ -218,7 +218,7 @@ class CSRBatch:
         """The same entries with other values, float32 or uint16 [nnz]; `indptr` and `indices` are shared."""
         if values.dtype.name not in _DTYPES["values"] or values.shape != self.values.shape:
             raise ValueError(f"expected float32 or uint16 {self.values.shape}, got {values.dtype} {values.shape}")
-        contiguous: Values = np.ascontiguousarray(values)
+        contiguous = values if values.flags.c_contiguous else values.copy()
         return self._trusted(self.indptr, self.indices, contiguous)
 
     def to_scipy(self) -> Any:
