@@ -27,16 +27,23 @@ class Record:
         Stem of the file.
     sources
         Tracked files and folders whose committed content the figures depend on.
+    libraries
+        What is measured beside, whose versions are noted as well.
     """
 
-    def __init__(self, name: str, sources: tuple[str, ...] = ("ican_ml", "configs", "kernels")) -> None:
+    def __init__(
+        self,
+        name: str,
+        sources: tuple[str, ...] = ("ican_ml", "configs", "kernels"),
+        libraries: tuple[str, ...] = (),
+    ) -> None:
         self.path = ROOT / "benchmarks" / "results" / f"{name}.json"
         trees = {source: _git("rev-parse", f"HEAD:{source}") for source in sources}
         if _git("status", "--porcelain", "--", *sources):
             raise SystemExit(f"{name}: expected {', '.join(sources)} as committed, got changes; commit them first")
         found = json.loads(self.path.read_text()) if self.path.exists() else {}
         self.parts: dict[str, Any] = found["parts"] if found.get("sources") == trees else {}
-        self._head = {"commit": _git("rev-parse", "HEAD"), "sources": trees, "machine": _machine()}
+        self._head = {"commit": _git("rev-parse", "HEAD"), "sources": trees, "machine": _machine(libraries)}
 
     def add(self, part: str, figures: Any) -> None:
         """Keep one part's figures, at once and in one step."""
@@ -47,12 +54,12 @@ class Record:
         written.replace(self.path)
 
 
-def _machine() -> dict[str, Any]:
+def _machine(libraries: tuple[str, ...]) -> dict[str, Any]:
     return {
         "cpu": platform.machine(),
         "cores": os.cpu_count(),
         "python": platform.python_version(),
-        "versions": {library: version(library) for library in _LIBRARIES},
+        "versions": {library: version(library) for library in (*_LIBRARIES, *libraries)},
     }
 
 
