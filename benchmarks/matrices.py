@@ -56,7 +56,7 @@ def make(name: str) -> Matrix:
     if name == "counts":  # 20,000 cells, 20,000 genes: about 1,015 genes a cell, most of them counted once
         totals = (1215 * np.exp(0.35 * rng.standard_normal(20_000) - 0.06)).astype(np.int64)
         popularity = np.cumsum(np.exp(1.5 * rng.standard_normal(20_000)))
-        parts = [_multinomial(rng, totals[start : start + 500], popularity) for start in range(0, 20_000, 500)]
+        parts = [multinomial(rng, totals[start : start + 500], popularity) for start in range(0, 20_000, 500)]
         lengths, indices, values = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
         return Matrix(CSRBatch(np.append(0, np.cumsum(lengths)), indices, values, 20_000), 2048, 256)
     if name == "mutations":  # 20,000 samples, 20,000 genes, .3% mutated
@@ -68,7 +68,7 @@ def make(name: str) -> Matrix:
     return Matrix(CSRBatch.from_dense(counts, keep_zeros=False), 256, 64)
 
 
-def _multinomial(rng: np.random.Generator, totals: Any, popularity: Any) -> tuple[Any, Any, Any]:
+def multinomial(rng: np.random.Generator, totals: Any, popularity: Any) -> tuple[Any, Any, Any]:
     """Genes a cell, ids and counts of cells with these totals; popularity: running sum over genes."""
     genes = np.searchsorted(popularity, rng.random(totals.sum()) * popularity[-1], side="right")
     cell_and_gene = np.repeat(np.arange(totals.size), totals) * popularity.size + genes
