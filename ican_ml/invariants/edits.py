@@ -84,30 +84,50 @@ def change_samples(folder: Path, since: pl.DataFrame, rng: np.random.Generator) 
         changed.write_h5ad(path)
 
 
-def _other_values(data: Any, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-    """Dense values of some samples, all different where the sample's panel measures."""
+def _other_values(data: Any, rows: npt.NDArray[np.int64]) -> Any:
+    """Other values of some samples: of a dense matrix all, of a sparse one what is stored, three features further on.
+
+    A sparse sample with nothing stored gets one feature. What a sample's panel does not measure stays as it is.
+    """
+    import scipy.sparse as sp
+
     values = data.X[rows]
-    values = np.asarray(values if isinstance(values, np.ndarray) else values.toarray(), np.float32)
-    kind = str(data.uns["ican"]["kind"])
-    changed = {"binary": 1 - values, "count": 3 * values + 1, "continuous": 1 - 2 * values}[kind]
-    if "panel" not in data.obs:
-        return np.asarray(changed, np.float32)
-    measured = np.stack([data.var[f"panel:{panel}"].to_numpy() for panel in data.obs["panel"].iloc[rows]] or [[]])
-    return np.where(measured, changed, values).astype(np.float32) if len(rows) else values
+    kind, n_features = str(data.uns["ican"]["kind"]), data.n_vars
+    if isinstance(values, np.ndarray):
+        changed = {"binary": 1 - values, "count": 3 * values + 1, "continuous": 1 - 2 * values}[kind]
+        return changed.astype(np.float32)
+    names = data.obs["panel"].iloc[rows] if "panel" in data.obs else np.full(len(rows), "")
+    moved = values.tocsr().copy()
+    row_of_entry = np.repeat(np.arange(len(rows)), np.diff(moved.indptr))
+    added = np.zeros(len(rows), np.int64)
+    for name in np.unique(names):
+        measured = np.flatnonzero(data.var[f"panel:{name}"]) if name else np.arange(n_features)
+        further = np.arange(n_features)
+        further[measured] = np.roll(measured, -3)
+        chosen = np.asarray(names == name)
+        added[chosen] = measured[0]
+        entries = chosen[row_of_entry]
+        moved.indices[entries] = further[moved.indices[entries]]
+    if kind != "binary":
+        moved.data *= {"count": 3, "continuous": -2}[kind]
+    moved.sort_indices()
+    empty = np.flatnonzero(np.diff(moved.indptr) == 0)
+    ones = np.ones(len(empty), np.float32)
+    return moved + sp.csr_matrix((ones, (empty, added[empty])), shape=moved.shape)
 
 
-def _with_rows(matrix: Any, rows: npt.NDArray[np.int64], values: npt.NDArray[np.float32]) -> Any:
+def _with_rows(matrix: Any, rows: npt.NDArray[np.int64], values: Any) -> Any:
     order = np.arange(matrix.shape[0])
     order[rows] = matrix.shape[0] + np.arange(len(rows))
     return _stacked(matrix, values)[order]
 
 
-def _stacked(matrix: Any, values: npt.NDArray[np.float32]) -> Any:
+def _stacked(matrix: Any, values: Any) -> Any:
     import scipy.sparse as sp
 
     if isinstance(matrix, np.ndarray):
         return np.concatenate([matrix, values])
-    return sp.vstack([matrix, sp.csr_matrix(values)], format="csr")
+    return sp.vstack([matrix, values], format="csr")
 
 
 def change_covariates(folder: Path, since: pl.DataFrame, rng: np.random.Generator) -> None:

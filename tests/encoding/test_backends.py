@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tracemalloc
+from collections.abc import Callable
 from typing import Any
 
 import numba
@@ -17,7 +19,7 @@ from ican_ml.encoding.bin_values import bin_values
 from ican_ml.encoding.cpu_kernels.jit import Driver, jit
 from ican_ml.encoding.csr import CSRBatch
 from ican_ml.encoding.feature_stats import feature_stats
-from ican_ml.encoding.lookup import row_sums
+from ican_ml.encoding.lookup import lookup, row_sums
 from ican_ml.encoding.normalize_log1p import normalize_log1p
 from ican_ml.encoding.pad_ragged import pad_ragged
 from ican_ml.encoding.rank_tokens import rank_tokens, row_tokens
@@ -158,3 +160,31 @@ if child == 0:
 raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != 0)
 """
     subprocess.run([sys.executable, "-W", "ignore", "-c", script], check=True, timeout=120)
+
+
+@both
+def test_no_operator_makes_a_dense_matrix(backend: Backend) -> None:
+    rng = np.random.default_rng(0)
+    ids = [np.sort(rng.choice(20_000, 100, replace=False)) for _ in range(2000)]
+    indptr, indices = np.arange(2001) * 100, np.concatenate(ids).astype(np.int32)
+    batch = CSRBatch(indptr, indices, rng.integers(1, 9, indices.size).astype(np.float32), 20_000)
+    scale, table = np.ones(20_000, np.float32), np.ones((20_000, 2), np.float32)
+    by_row = np.ones((2000, 2), np.float32)
+    calls: list[Callable[[], object]] = [
+        lambda: normalize_log1p(batch, backend=backend),
+        lambda: feature_stats(batch, backend=backend),
+        lambda: row_tokens(batch, np.arange(2000), scale, 32, target_sum=1e4, backend=backend),
+        lambda: bin_values(batch, 51, backend=backend),
+        lambda: pad_ragged(indptr, [batch.indices, batch.values], 100, backend=backend),
+        lambda: lookup(batch, np.arange(30), backend=backend),
+        lambda: bag(batch, table, backend=backend),
+        lambda: bag_transposed(batch, by_row, backend=backend),
+        lambda: batch.take(np.arange(2000)).sorted().compact(),
+    ]
+    for call in calls:
+        call()  # compiles
+        tracemalloc.start()
+        call()
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 2000 * 20_000 / 2  # bytes: half a dense matrix of one byte a cell
