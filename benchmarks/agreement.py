@@ -136,8 +136,8 @@ def _at_tokens(part: CSRBatch, entries: Any, tokens: Any) -> Any:
 def _error(ours: Any, plain: Any, exact: Any, positive: bool = False) -> float:
     ratios = []
     for unit in (1.0, exact) if positive else (1.0,):
-        least, allowed = (float(np.abs((found - exact) / unit).max()) for found in (ours, plain))
-        ratios.append(least / allowed if allowed else (np.inf if least else 0.0))
+        error, allowed = (float(np.abs((found - exact) / unit).max()) for found in (ours, plain))
+        ratios.append(error / allowed if allowed else (np.inf if error else 0.0))
     return max(ratios)
 
 

@@ -18,12 +18,16 @@ Ours and its peers take turns, under one rule (`peers.median_ms`). The floor is 
 bytes an operator must read and write, at the bandwidth that was measured just before with as many threads; what fits
 the caches, as all of small does, may beat it. Integers are compared with the reference on a subsample of rows, floats
 with float64, and peers with ours where they have one answer: scGPT draws at random.
+On two cores another process's work slows two threads by more than one: trust ratios of an idle machine only, whose load
+stays near the number of threads.
+
 Writes ``benchmarks/results/encoding.json`` (see ``record.py``).
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -99,7 +103,10 @@ def _parts(name: str) -> Iterator[tuple[str, Callable[[Matrix], Any]]]:
 
 @dataclass(frozen=True)
 class Case:
-    """An operator: ours (the first is what bars are for), and its peers; bytes it must read and write."""
+    """An operator: ours and its peers; bytes it must read and write.
+
+    Bars are for the first of ours, beside every peer; others, for information, are compared with the last peer.
+    """
 
     operator: str
     ours: dict[str, Call]
@@ -141,8 +148,8 @@ def _bins(m: Matrix) -> Case:
         "counts": Call(lambda: bin_values(m.batch, BINS)),
     }
     theirs = {
-        "scGPT": Call(lambda: peers.scgpt(dense, BINS, rng)),
         "scGPT, bare": Call(lambda: peers.scgpt_bare(m.normal.values, m.normal.offsets, BINS, rng)),
+        "scGPT": Call(lambda: peers.scgpt(dense, BINS, rng)),
     }
     return Case("bins", ours, theirs, m.normal.values.nbytes, 4 * m.normal.nnz)
 
@@ -220,10 +227,10 @@ def measure(m: Matrix, threads: int) -> dict[str, Any]:
         paired = min(case.read, case.written)
         floor = (case.written + paired) / bandwidth["copy"] / 1e6 + (case.read - paired) / bandwidth["read"] / 1e6
         for i, variant in enumerate(case.ours):
-            for peer in case.peers:
+            for peer in case.peers if i == 0 else list(case.peers)[-1:]:
                 row = {"operator": case.operator, "ours": variant, "first": i == 0, "peer": peer, "floor ms": floor}
                 rows.append(row | {"ours ms": found[f"ours {variant}"], "peer ms": found[peer]})
-    return {"GB/s": bandwidth, "rows": rows}
+    return {"load": os.getloadavg()[0], "GB/s": bandwidth, "rows": rows}
 
 
 def _report(parts: dict[str, Any], name: str) -> Iterator[str]:
@@ -240,8 +247,9 @@ def _report(parts: dict[str, Any], name: str) -> Iterator[str]:
             line = f"{label:28}{threads:8}{row['ours ms']:10.3f}  {row['peer']:18}{row['peer ms']:11.3f}{ratio:8.2f}"
             yield f"{line}{limit:>7}{row['floor ms']:10.3f}"
     for threads in THREADS:
-        speeds = _measured(parts, name, threads)["GB/s"]
-        yield f"memory, threads {threads}: " + ", ".join(f"{way} {speed:.1f} GB/s" for way, speed in speeds.items())
+        run = _measured(parts, name, threads)
+        memory = ", ".join(f"{way} {speed:.1f} GB/s" for way, speed in run["GB/s"].items())
+        yield f"threads {threads}: memory {memory}; load {run['load']:.1f}, this run's own among it"
     yield "integers equal the reference's: " + ", ".join(f"{key} {value}" for key, value in found["equal"].items())
     yield "errors, in plain float32's: " + ", ".join(f"{key} {value:.2f}" for key, value in found["errors"].items())
     yield "peers give the same answer: " + ", ".join(f"{key} {value}" for key, value in found["peers"].items())

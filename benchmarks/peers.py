@@ -29,8 +29,7 @@ CHUNK = 512  # cells that Geneformer's tokenizer scales at a time
 SLOW = 1.0  # seconds
 ROUNDS, BLOCK = 7, 0.02  # blocks of calls, seconds a block
 
-# Of sparse tensors in torch, which say once that they are a beta; of cells without counts, which the matrices may hold.
-warnings.filterwarnings("ignore", message="Sparse CSR tensor support|Some cells have zero counts")
+warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
 
 
 @dataclass(frozen=True)
@@ -136,8 +135,8 @@ def chosen_tokens(counts: Any, rows: Any, totals: Any, medians: Any, token_of: A
     Values stay with the row's entries: unlike ours, they are neither put in the order of tokens nor padded.
     """
     chosen = counts[rows]
-    factors = 1e4 / np.maximum(chosen.sum(axis=1).A1, 1)
-    chosen_values = np.log1p(chosen.data * np.repeat(factors.astype(np.float32), np.diff(chosen.indptr)))
+    factors = (1e4 / totals[rows]).astype(np.float32)
+    chosen_values = np.log1p(chosen.data * np.repeat(factors, np.diff(chosen.indptr)))
     return geneformer(chosen, totals[rows], medians, token_of, k), chosen_values
 
 
