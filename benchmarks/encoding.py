@@ -1,6 +1,6 @@
 """Every encoding operator beside what people use today, on 1 and 2 threads, in one run.
 
-    python benchmarks/encoding.py            every matrix (about 5 minutes on 2 cores, under 12 GB of memory)
+    python benchmarks/encoding.py            every matrix (under 7 minutes on 2 cores, 9 GB of memory)
     python benchmarks/encoding.py --check    exit code 1 where a figure falls short
     python benchmarks/encoding.py small      of counts, mutations, small
 
@@ -123,7 +123,6 @@ def cases(m: Matrix) -> Iterator[Callable[[], Case]]:
 
 def _normalise(m: Matrix) -> Case:
     values = m.batch.values
-
     ours = {
         "in place": Call(
             lambda b: normalize_log1p(b, TARGET, out=b.values), lambda: m.batch.with_values(values.copy())

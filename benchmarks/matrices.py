@@ -53,7 +53,7 @@ class Matrix:
 def make(name: str) -> Matrix:
     """One of the three matrices, the same at every call."""
     rng = np.random.default_rng(SEED)
-    if name == "counts":  # 20,000 cells, 20,000 genes: about 1,015 genes a cell, most of them counted once
+    if name == "counts":  # 20,000 cells, 20,000 genes: about 1,010 genes a cell, most of them counted once
         totals = (1215 * np.exp(0.35 * rng.standard_normal(20_000) - 0.06)).astype(np.int64)
         popularity = np.cumsum(np.exp(1.5 * rng.standard_normal(20_000)))
         parts = [multinomial(rng, totals[start : start + 500], popularity) for start in range(0, 20_000, 500)]

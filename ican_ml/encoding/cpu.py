@@ -28,6 +28,7 @@ _WORK_WORTH_THREADS = 1 << 22  # operations, about a millisecond; a thread that 
 _ENTRIES_PER_STATS_PART = 1 << 19
 _LARGEST_STATS_SCRATCH = 1 << 24
 _USES_WORTH_PACKING = 4  # entries a feature
+_CACHED_TABLE = 1 << 18  # numbers, 1 MB: a table this small stays in a core's cache as it is
 _ALIGNMENT = 64  # bytes
 
 _fork_broke_threads = False
@@ -131,7 +132,7 @@ def bag_grad_values(indptr: Int64, indices: Any, table: Float32, grad: Float32) 
 
 def _tiles(n_entries: int, n_features: int, width: int) -> Float32:
     """Room for a table in tiles, or for none where too few entries would use it."""
-    worth_it = n_entries > _USES_WORTH_PACKING * n_features and width > TILE
+    worth_it = n_entries > _USES_WORTH_PACKING * n_features and n_features * width > _CACHED_TABLE
     return _aligned((width // TILE if worth_it else 0, n_features, TILE))
 
 

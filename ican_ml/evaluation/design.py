@@ -1,7 +1,7 @@
-"""What a baseline sees: the same patients, omics, regimens and record summaries as the network, as plain arrays.
+"""What a baseline sees: the same patients, omics, regimens and record summaries as the network.
 
-`Design` holds the raw blocks; `ridge_matrix` and `boosting_matrix` make one matrix out of them, learning every
-statistic (means, deviations, medians, principal components) from the training rows alone.
+`Design` holds the raw blocks, omics sparse; `ridge_matrix` and `boosting_matrix` make one matrix out of them, learning
+every statistic (means, deviations, medians, principal components) from the training rows alone.
 """
 
 from __future__ import annotations
@@ -12,12 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ican_ml.evaluation.omics_block import OmicsBlock, components
 from ican_ml.evaluation.outcome import FloatArray, IntArray
 from ican_ml.evaluation.weighted import label_codes
 
 Float32Array = NDArray[np.float32]
-
-_MIN_GROUP = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +26,7 @@ class Design:
     Attributes
     ----------
     omics
-        modality -> float32 [patients, features]; NaN = not measured.
+        modality -> its values [patients, features].
     patient
         int64 [rows]: the patient state of each row, an index into the omics blocks.
     regimen
@@ -38,7 +37,7 @@ class Design:
         str [rows]: the indication.
     """
 
-    omics: Mapping[str, Float32Array]
+    omics: Mapping[str, OmicsBlock]
     patient: IntArray
     regimen: Float32Array
     summary: Float32Array
@@ -51,9 +50,9 @@ class Design:
             if found != rows:
                 raise ValueError(f"{name} must have one entry per row; expected {rows}, got {found}")
         for name, block in self.omics.items():
-            if rows and self.patient.max() >= len(block):
+            if rows and self.patient.max() >= block.n_patients:
                 raise ValueError(
-                    f"omics block {name!r} has {len(block)} patients, but rows refer to patient {self.patient.max()}"
+                    f"omics block {name!r} has {block.n_patients} patients, but rows refer to {self.patient.max()}"
                 )
 
     @property
@@ -64,8 +63,8 @@ class Design:
     @property
     def n_features(self) -> int:
         """Number of raw features of a row."""
-        blocks = [*self.omics.values(), self.regimen, self.summary]
-        return sum(int(block.shape[1]) for block in blocks)
+        omics = sum(block.n_features for block in self.omics.values())
+        return omics + int(self.regimen.shape[1] + self.summary.shape[1])
 
     @property
     def single_drug(self) -> bool:
@@ -124,9 +123,10 @@ def boosting_matrix(
     design: Design, fit_rows: IntArray, config: MatrixConfig, seed: int, *, max_cells: float
 ) -> Float32Array:
     """float32 [rows, features] with NaN where missing; components in place of wide blocks beyond `max_cells` cells."""
-    omics = list(design.omics.values())
     if design.n_rows * design.n_features > max_cells:
         omics = [block for block, _ in _patient_blocks(design, fit_rows, config, seed)]
+    else:
+        omics = [block.dense() for block in design.omics.values()]
     parts = [block[design.patient] for block in omics]
     return np.concatenate([*parts, design.regimen, design.summary, _one_hot(design.groups)], axis=1, dtype=np.float32)
 
@@ -149,49 +149,14 @@ def _patient_blocks(
     row_codes, _ = label_codes(design.groups)
     blocks: list[tuple[Float32Array, bool]] = []
     for block in design.omics.values():
-        if block.shape[1] <= config.wide_block:
-            blocks.append((block, False))
+        if block.n_features <= config.wide_block:
+            blocks.append((block.dense(), False))
             continue
-        codes = np.zeros(len(block), dtype=np.int64)
-        codes[design.patient] = row_codes
-        blocks.append((_components(block, fit_patients, codes, config, seed), True))
+        groups = np.zeros(block.n_patients, dtype=np.int64)
+        groups[design.patient] = row_codes
+        reduced = components(block, fit_patients, groups, count=config.components, clip=config.clip, seed=seed)
+        blocks.append((reduced, True))
     return blocks
-
-
-def _components(
-    block: Float32Array, fit_patients: IntArray, codes: IntArray, config: MatrixConfig, seed: int
-) -> Float32Array:
-    """Principal components of features standardised inside each indication, which differ in what they measure.
-
-    Components keep their relative variance (mean 1), so that a ridge on them is a ridge on the features.
-    """
-    from sklearn.utils.extmath import randomized_svd
-
-    size = np.bincount(codes[fit_patients], minlength=int(codes.max(initial=0)) + 1)
-    pooled: IntArray = np.where(size[codes] >= _MIN_GROUP, codes, -1)
-    is_training = np.zeros(len(block), dtype=bool)
-    is_training[fit_patients] = True
-    z: Float32Array = np.empty_like(block, dtype=np.float32)
-    for group in np.unique(pooled).tolist():
-        members = pooled == group
-        reference = is_training if group < 0 else is_training & members
-        z[members] = _standard_rows(block[members], block[reference], config.clip)
-    training = z[fit_patients]
-    count = max(1, min(config.components, len(fit_patients) - 1, z.shape[1]))
-    _, _, axes = randomized_svd(training, n_components=count, n_iter=5, random_state=seed)
-    scale = np.sqrt(np.mean((training @ axes.T) ** 2))
-    return np.asarray(z @ axes.T / max(scale, 1e-6), dtype=np.float32)
-
-
-def _standard_rows(values: Float32Array, training: Float32Array, clip: float) -> Float32Array:
-    """Standardise by training rows; what is missing, or constant in training, becomes 0."""
-    known = ~np.isnan(training)
-    count = np.maximum(known.sum(axis=0), 1)
-    mean = np.where(known, training, 0).sum(axis=0) / count
-    sd = np.sqrt((np.where(known, training - mean, 0) ** 2).sum(axis=0) / count)
-    varies = sd > 1e-6
-    z = (values - mean) / np.where(varies, sd, 1.0)
-    return np.where(np.isnan(z) | ~varies, 0.0, np.clip(z, -clip, clip)).astype(np.float32)
 
 
 def _standardised(columns: FloatArray, fit_rows: IntArray, clip: float) -> FloatArray:

@@ -1,4 +1,4 @@
-"""The baselines' view of encoded patients: exactly what the network sees, as plain matrices."""
+"""The baselines' view of encoded patients: exactly what the network sees, omics sparse."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import numpy as np
 
 from ican_ml.encoding.normalize_log1p import normalize_log1p
 from ican_ml.evaluation.design import Design
+from ican_ml.evaluation.omics_block import OmicsBlock
 from ican_ml.inputs.assemble import CohortStates
-from ican_ml.inputs.encode import EncodedPatients, Float32
+from ican_ml.inputs.encode import EncodedPatients
 from ican_ml.inputs.schema import InputSchema, ModalitySchema
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ def baseline_design(
     regimen[np.arange(len(drug))[:, None], drug] = 1
     groups = episodes["indication"].fill_null("").to_numpy() if "indication" in episodes.columns else None
     return Design(
-        omics={modality.name: _dense(modality, encoded) for modality in schema.modalities},
+        omics={modality.name: _omics_block(modality, encoded) for modality in schema.modalities},
         patient=states.patient,
         regimen=regimen[:, 1:],
         summary=encoded.summary_raw[states.patient],
@@ -33,11 +34,13 @@ def baseline_design(
     )
 
 
-def _dense(schema: ModalitySchema, encoded: EncodedPatients) -> Float32:
-    """float32 [patients, features]: normalised, centred and scaled by the training statistics; NaN = not measured."""
+def _omics_block(schema: ModalitySchema, encoded: EncodedPatients) -> OmicsBlock:
     modality = encoded.modalities[schema.name]
-    matrix = normalize_log1p(modality.matrix) if schema.kind == "count" else modality.matrix
-    measured = schema.measured()[modality.panel]
-    block = np.where(measured & (not schema.explicit), np.float32(0), np.float32(np.nan)).astype(np.float32)
-    block[matrix.row_ids(), matrix.indices] = matrix.values
-    return np.asarray((block - schema.mean) * schema.inverse_sd, np.float32)
+    return OmicsBlock(
+        matrix=normalize_log1p(modality.matrix) if schema.kind == "count" else modality.matrix,
+        mean=schema.mean,
+        inverse_sd=schema.inverse_sd,
+        panel=modality.panel,
+        measured=schema.measured(),
+        explicit=schema.explicit,
+    )

@@ -71,6 +71,7 @@ def test_the_number_of_threads_changes_no_bit(bits: int, monkeypatch: pytest.Mon
         return [array.tobytes() for array in results]
 
     monkeypatch.setattr(cpu, "_ENTRIES_PER_STATS_PART", 1000)
+    monkeypatch.setattr(cpu, "_CACHED_TABLE", 0)
     serial = everything()
     monkeypatch.setattr(cpu, "_USES_WORTH_PACKING", 1e9)
     assert everything() == serial

@@ -7,10 +7,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from ican_ml.encoding.csr import CSRBatch
 from ican_ml.evaluation.baselines import BaselineConfig, fit_baselines
 from ican_ml.evaluation.boosting import BoostingConfig
 from ican_ml.evaluation.design import Design, MatrixConfig, boosting_matrix, ridge_matrix
 from ican_ml.evaluation.metrics import auroc, harrell_c, per_treatment_pearson
+from ican_ml.evaluation.omics_block import OmicsBlock
 from ican_ml.evaluation.outcome import Outcome
 
 ROWS = 500
@@ -18,6 +20,19 @@ TRAIN, TUNING, TEST = np.arange(300), np.arange(300, 360), np.arange(360, ROWS)
 CONFIG = BaselineConfig(
     matrix=MatrixConfig(components=10), boosting=BoostingConfig(trees=60, survival_trees=60, learning_rate=0.1)
 )
+
+
+def explicit_block(values: np.ndarray) -> OmicsBlock:
+    """Values [patients, features], NaN = not measured, that need no scaling."""
+    patients, features = values.shape
+    return OmicsBlock(
+        matrix=CSRBatch.from_dense(values, keep_zeros=True),
+        mean=np.zeros(features, np.float32),
+        inverse_sd=np.ones(features, np.float32),
+        panel=np.ones(patients, np.int64),
+        measured=np.array([[False], [True]]).repeat(features, axis=1),
+        explicit=True,
+    )
 
 
 def planted(seed: int = 0) -> tuple[Design, np.ndarray]:
@@ -32,7 +47,7 @@ def planted(seed: int = 0) -> tuple[Design, np.ndarray]:
     summary[rng.random(summary.shape) < 0.3] = np.nan
     summary[:, 11] = np.nan
     design = Design(
-        omics={"expression": expression, "mutation": mutation},
+        omics={"expression": explicit_block(expression), "mutation": explicit_block(mutation)},
         patient=np.arange(ROWS),
         regimen=regimen,
         summary=summary,
@@ -72,7 +87,7 @@ def test_both_baselines_learn_a_screen_of_unseen_samples() -> None:
     sample, drug = (a.ravel() for a in np.meshgrid(np.arange(samples), np.arange(drugs), indexing="ij"))
     value = 5 * rng.normal(size=drugs)[drug] + (factor[sample] * rng.normal(size=(drugs, 3))[drug]).sum(axis=1)
     design = Design(
-        omics={"expression": expression},
+        omics={"expression": explicit_block(expression)},
         patient=sample,
         regimen=np.eye(drugs, dtype=np.float32)[drug],
         summary=np.zeros((len(sample), 0), np.float32),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Any
 
 from llvmlite import ir
@@ -10,6 +11,7 @@ from numba.extending import intrinsic
 
 TILE = 32
 _LANES = 16
+_CHAINS = 4  # sums side by side, so that no addition waits for the one before
 _VECTOR = ir.VectorType(ir.FloatType(), _LANES)
 _INT64 = ir.IntType(64)
 
@@ -59,16 +61,27 @@ def _gather(
         kinds = signature.args
         i, v, start, stop, t, stride, o, at = arguments
         loop = _Entries(context, builder, (kinds[0], i), (kinds[1], v), (kinds[4], t))
-        sums = [cgutils.alloca_once_value(builder, ir.Constant(_VECTOR, [0.0] * _LANES)) for _ in range(TILE // _LANES)]
-        for each in sums:  # the slots are made once a function, the zeros belong to every call
-            builder.store(ir.Constant(_VECTOR, [0.0] * _LANES), each)
-        with cgutils.for_range_slice(builder, start, stop, ir.Constant(_INT64, 1)) as (entry, _):
+        zero = ir.Constant(_VECTOR, [0.0] * _LANES)
+        slots = [[cgutils.alloca_once(builder, _VECTOR) for _ in range(TILE // _LANES)] for _ in range(_CHAINS)]
+        for slot in chain(*slots):
+            builder.store(zero, slot)
+
+        def add(entry: Any, sums: list[Any]) -> None:
             weight, tile = loop.entry(entry, stride)
-            for place, each in zip(tile, sums, strict=True):
+            for place, slot in zip(tile, sums, strict=True):
                 row = builder.load(place, align=4)
-                builder.store(builder.call(loop.fused, [weight, row, builder.load(each)]), each)
-        for place, each in zip(loop.vectors(_pointer_to(context, builder, kinds[6], o, at)), sums, strict=True):
-            builder.store(builder.load(each), place, align=4)
+                builder.store(builder.call(loop.fused, [weight, row, builder.load(slot)]), slot)
+
+        one, step = ir.Constant(_INT64, 1), ir.Constant(_INT64, _CHAINS)
+        whole = builder.add(start, builder.mul(builder.sdiv(builder.sub(stop, start), step), step))
+        with cgutils.for_range_slice(builder, start, whole, step) as (entry, _):
+            for n, sums in enumerate(slots):
+                add(builder.add(entry, ir.Constant(_INT64, n)), sums)
+        with cgutils.for_range_slice(builder, whole, stop, one) as (entry, _):
+            add(entry, slots[0])
+        for n, place in enumerate(loop.vectors(_pointer_to(context, builder, kinds[6], o, at))):
+            a, b, c, d = (builder.load(sums[n]) for sums in slots)
+            builder.store(builder.fadd(builder.fadd(a, b), builder.fadd(c, d)), place, align=4)
         return context.get_dummy_value()
 
     return signature, emit
@@ -97,7 +110,8 @@ def _scatter(
 
 gather_tile: Any = intrinsic(_gather)
 """`(indices, values, start, stop, table, stride, out, at)`, flat arrays:
-out[at : at + 32] = sum of values[i] * table[indices[i] * stride : + 32] over i in start..stop - 1."""
+out[at : at + 32] = sum of values[i] * table[indices[i] * stride : + 32] over i in start..stop - 1, every fourth entry
+into one of four sums."""
 
 scatter_tile: Any = intrinsic(_scatter)
 """`(indices, values, start, stop, row, at, table, stride)`, flat arrays:
