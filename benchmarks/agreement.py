@@ -73,13 +73,15 @@ def _errors(m: Matrix) -> dict[str, float]:
     tokens, values, lengths = row_tokens(m.batch, rows, m.scale, m.k, target_sum=TARGET)
     there = np.arange(m.k) < lengths[:, None]
     exact_fused, plain_fused = (_at_tokens(part, each, tokens)[there] for each in (exact, plain))
-    plain_sums = np.ones(m.batch.n_rows, np.float32) @ m.normal.to_scipy()
+    ones, normal = np.ones(m.batch.n_rows, np.float32), m.normal.to_scipy()
+    stats, exact_stats = feature_stats(m.normal), feature_stats(m.normal, backend="reference")
     bagged, gradient = _bag_and_gradient(m)
     some = np.ascontiguousarray(m.grad[:, :_COLUMNS])
     return {
         "normalise": _error(m.normal.take(rows).values, plain, exact, positive=True),
         "row tokens": _error(values[there], plain_fused, exact_fused, positive=True),
-        "statistics": _error(feature_stats(m.normal).sum, plain_sums, feature_stats(m.normal, backend="reference").sum),
+        "sums": _error(stats.sum, ones @ normal, exact_stats.sum),
+        "sums of squares": _error(stats.sum_of_squares, ones @ normal.power(2), exact_stats.sum_of_squares),
         "bag": _error(bagged[rows], m.csr[rows] @ m.table, wide[rows] @ m.table.astype(np.float64)),
         "gradient": _error(gradient[:, :_COLUMNS], m.csr.T @ some, wide.T @ some.astype(np.float64)),
     }

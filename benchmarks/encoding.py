@@ -1,6 +1,6 @@
 """Every encoding operator beside what people use today, on 1 and 2 threads, in one run.
 
-    python benchmarks/encoding.py            every matrix (under 7 minutes on 2 cores, 9 GB of memory)
+    python benchmarks/encoding.py            every matrix (about 5 minutes on 2 cores, under 12 GB of memory)
     python benchmarks/encoding.py --check    exit code 1 where a figure falls short
     python benchmarks/encoding.py small      of counts, mutations, small
 
@@ -11,15 +11,19 @@ Needs the extra `bench`, two cores, and like `make`, OMP_WAIT_POLICY=PASSIVE. Pe
     bins          scGPT's binning of dense rows; bare: the same calls on a sparse matrix's entries
     statistics    fast_array_utils.stats.mean_var, what scanpy calls
     bag, gradient torch's embedding_bag and its backward for the table alone; torch.sparse.mm; SciPy's A @ W, A.T @ dY
-    pad           torch's _jagged_to_padded_dense_forward: values only, where ours pads ids, values and a mask
+    pad           torch's _jagged_to_padded_dense_forward: values only, where ours pads ids, values and a mask; it has
+                  no `out`, so pays for new memory at every call, as ours does under "fresh output" alone
     row tokens    256 random rows: SciPy's row indexing, NumPy's arithmetic, Geneformer's loop
 
 Ours and its peers take turns, under one rule (`peers.median_ms`). The floor is the time that memory alone needs for the
 bytes an operator must read and write, at the bandwidth that was measured just before with as many threads; what fits
 the caches, as all of small does, may beat it. Integers are compared with the reference on a subsample of rows, floats
-with float64, and peers with ours where they have one answer: scGPT draws at random.
-On two cores another process's work slows two threads by more than one: trust ratios of an idle machine only, whose load
-stays near the number of threads.
+with float64, and peers with ours where they have one answer: scGPT draws at random. Small pads to 256 and has 64
+columns of embeddings, counts and mutations 2,048 and 256. Versions of all libraries lie in the results.
+
+On two cores another process's work slows two threads by more than one, a small batch's up to a hundredfold: trust the
+ratios of an idle machine only, whose load stays near the number of threads. A ratio takes a peer's faster time on up to
+as many threads as ours has, so that a peer that gains nothing from the second, or was held up by it, is not "slow".
 
 Writes ``benchmarks/results/encoding.json`` (see ``record.py``).
 """
@@ -55,7 +59,7 @@ from ican_ml.encoding.rank_tokens import rank_tokens, row_tokens
 
 # Operator, peer: how many times as fast ours must be on counts, with 1 thread and with 2 (None: no bar). On small, with
 # any number of threads, ours must reach ON_SMALL beside each of these peers. All other pairs are for information.
-BARS: dict[tuple[str, str], tuple[float | None, float]] = {
+BARS: dict[tuple[str, str], tuple[float | None, float | None]] = {
     ("normalise", "scanpy"): (None, 8),
     ("rank", "Geneformer"): (8, 15),
     ("bins", "scGPT"): (8, 15),
@@ -64,6 +68,7 @@ BARS: dict[tuple[str, str], tuple[float | None, float]] = {
     ("gradient", "embedding_bag"): (None, 3),
     ("gradient", "SciPy"): (None, 1.2),
     ("pad", "torch"): (None, 2),
+    ("row tokens", "SciPy, Geneformer"): (None, None),
 }
 ON_SMALL = 1.0
 LARGEST_ERROR = 2.0  # ours against float64, in errors of plain float32
@@ -123,6 +128,7 @@ def cases(m: Matrix) -> Iterator[Callable[[], Case]]:
 
 def _normalise(m: Matrix) -> Case:
     values = m.batch.values
+
     ours = {
         "in place": Call(
             lambda b: normalize_log1p(b, TARGET, out=b.values), lambda: m.batch.with_values(values.copy())
@@ -240,7 +246,7 @@ def _report(parts: dict[str, Any], name: str) -> Iterator[str]:
     yield f"{head}{'ratio':>8}{'bar':>7}{'floor ms':>10}"
     for threads in THREADS:
         for row in _measured(parts, name, threads)["rows"]:
-            bar, ratio = _bar(name, threads, row), row["peer ms"] / row["ours ms"]
+            bar, ratio = _bar(name, threads, row), _ratio(parts, name, threads, row)
             label = f"{row['operator']} {row['ours'] and '(' + row['ours'] + ')'}"
             limit = "" if bar is None else f"{bar:g}{'*' if ratio < bar else ''}"
             line = f"{label:28}{threads:8}{row['ours ms']:10.3f}  {row['peer']:18}{row['peer ms']:11.3f}{ratio:8.2f}"
@@ -257,7 +263,7 @@ def _report(parts: dict[str, Any], name: str) -> Iterator[str]:
 def _faults(parts: dict[str, Any], name: str) -> Iterator[str]:
     for threads in THREADS:
         for row in _measured(parts, name, threads)["rows"]:
-            bar, ratio = _bar(name, threads, row), row["peer ms"] / row["ours ms"]
+            bar, ratio = _bar(name, threads, row), _ratio(parts, name, threads, row)
             if bar is not None and ratio < bar:
                 what = f"{name}, threads {threads}: {row['operator']}"
                 yield f"{what} is {ratio:.2f} times as fast as {row['peer']}, expected at least {bar:g}"
@@ -275,6 +281,19 @@ def _bar(name: str, threads: int, row: dict[str, Any]) -> float | None:
     if bars is None or name not in ("counts", "small"):
         return None
     return ON_SMALL if name == "small" else bars[THREADS.index(threads)]
+
+
+def _ratio(parts: dict[str, Any], name: str, threads: int, row: dict[str, Any]) -> float:
+    """How many times as fast as a peer ours is; the peer's time is its best on up to so many threads."""
+    pair = (row["operator"], row["ours"], row["peer"])
+    times = [
+        float(other["peer ms"])
+        for count in THREADS
+        if count <= threads
+        for other in _measured(parts, name, count)["rows"]
+        if (other["operator"], other["ours"], other["peer"]) == pair
+    ]
+    return min(times) / float(row["ours ms"])
 
 
 def _measured(parts: dict[str, Any], name: str, threads: int) -> dict[str, Any]:

@@ -37,12 +37,12 @@ class Matrix:
         self.medians = rng.lognormal(0, 1, features)
         self.scale = (1 / self.medians).astype(np.float32)
         self.token_of = np.arange(1, features + 1)  # 0 pads
-        self.table = rng.standard_normal((features, width)).astype(np.float32)
-        self.grad = rng.standard_normal((rows, width)).astype(np.float32)
+        # In torch's own memory, as parameters and gradients are: aligned, for all who read them.
+        table, grad = (torch.from_numpy(rng.standard_normal((n, width))).float() for n in (features, rows))
+        self.table, self.grad = table.numpy(), grad.numpy()
         self.some_rows = rng.integers(0, rows, min(_FUSED_ROWS, rows))
         self.checked = np.sort(rng.permutation(rows)[:_CHECKED_ROWS])
-        arrays = (batch.indptr, batch.indices, batch.values, self.table, self.grad)
-        self.tensors = tuple(map(torch.from_numpy, arrays))
+        self.tensors = (*map(torch.from_numpy, (batch.indptr, batch.indices, batch.values)), table, grad)
 
     def annotated(self) -> anndata.AnnData:
         """A copy of the matrix for scanpy to write into."""
@@ -65,7 +65,7 @@ def make(name: str) -> Matrix:
         pointers = np.append(0, np.cumsum(lengths))
         return Matrix(CSRBatch(pointers, np.concatenate(indices), np.ones(pointers[-1], np.float32), 20_000), 2048, 256)
     counts = rng.geometric(0.5, (64, 700)) * (rng.random((64, 700)) < 0.2)
-    return Matrix(CSRBatch.from_dense(counts, keep_zeros=False), 256, 64)
+    return Matrix(CSRBatch.from_dense(counts, keep_zeros=False), 256, 256)
 
 
 def multinomial(rng: np.random.Generator, totals: Any, popularity: Any) -> tuple[Any, Any, Any]:

@@ -15,8 +15,9 @@ from ican_ml.encoding.csr import CSRBatch, Float32
 def bag(batch: CSRBatch, table: Float32, *, backend: Backend = "auto") -> Float32:
     """Sum of `value * table[feature]` over each row's entries.
 
-    Duplicate features add up; an empty row is zero. The order of additions is that of the row alone, so its sum does not
-    depend on other rows or on threads. Reads 8 bytes an entry and, from the cache where it fits, a row of the table.
+    Duplicate features add up; an empty row is zero. The order of additions is that of the row alone, so its sum does
+    not depend on other rows or on threads. Reads 8 bytes an entry and, from the cache where it fits, a row of the
+    table.
 
     Parameters
     ----------

@@ -24,7 +24,7 @@ from ican_ml.encoding.cpu_kernels import rank_tokens as ranks
 from ican_ml.encoding.cpu_kernels.tiles import TILE
 from ican_ml.encoding.csr import Bool, CSRBatch, Float32, Float64, Int32, Int64
 
-_WORK_WORTH_THREADS = 1 << 22  # operations, about a millisecond; a thread that must be woken may cost as much
+WORK_WORTH_THREADS = 1 << 22  # operations, about a millisecond; a thread that must be woken may cost as much
 _ENTRIES_PER_STATS_PART = 1 << 19
 _LARGEST_STATS_SCRATCH = 1 << 24
 _USES_WORTH_PACKING = 4  # entries a feature
@@ -47,7 +47,7 @@ os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 def _threads(work: int) -> int:
-    if work < _WORK_WORTH_THREADS or _fork_broke_threads:
+    if work < WORK_WORTH_THREADS or _fork_broke_threads:
         return 1
     return int(numba.get_num_threads())
 
@@ -109,6 +109,11 @@ def bag(indptr: Int64, indices: Any, values: Any, table: Float32) -> Float32:
     bags.pack_all(threads, table, tiles)
     bags.gather_all(threads, indptr, indices, values, table, tiles, out)
     return out
+
+
+def bag_at(*addresses_and_sizes: int) -> bool:
+    """`bag` of a small batch by the addresses of its arrays: see `cpu_kernels.csr_bag.bag_at`."""
+    return bool(bags.bag_at(*addresses_and_sizes))
 
 
 def bag_transposed(indptr: Int64, indices: Any, values: Any, rows_table: Float32, n_features: int) -> Float32:

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 
 def csr_bag(indptr: Tensor, indices: Tensor, values: Tensor, table: Tensor) -> Tensor:
@@ -61,23 +62,45 @@ def csr_bag(indptr: Tensor, indices: Tensor, values: Tensor, table: Tensor) -> T
             f"csr_bag expects values and table of one floating dtype, got {values.dtype} and {table.dtype}; "
             "cast the values: values.to(table.dtype)"
         )
+    needs_grad = torch.is_grad_enabled() and (values.requires_grad or table.requires_grad)
+    if not needs_grad and _eager(indptr, indices, values, table):
+        return _bag(indptr, indices, values, table)
     bagged: Tensor = _csr_bag(indptr, indices, values, table)
     return bagged
 
 
-@torch.library.custom_op("ican::csr_bag", mutates_args=())
-def _csr_bag(indptr: Tensor, indices: Tensor, values: Tensor, table: Tensor) -> Tensor:
-    _check_bounds(indptr, indices, values.shape[0], table.shape[0])
+def _eager(*tensors: Tensor) -> bool:
+    """Nobody watches: tensors as they are, not traced, compiled, faked or counted, so torch need not dispatch."""
+    return (
+        {*map(type, tensors)} <= {Tensor, torch.nn.Parameter}
+        and not torch.compiler.is_compiling()
+        and not is_in_torch_dispatch_mode()
+    )
+
+
+def _bag(indptr: Tensor, indices: Tensor, values: Tensor, table: Tensor) -> Tensor:
     cpu = _numba_backend(table)
-    if cpu is not None:
+    if cpu is None:
+        _check_bounds(indptr, indices, values.shape[0], table.shape[0])
+        wide = _accumulator(table.dtype)
+        out = table.new_zeros((indptr.shape[0] - 1, table.shape[1]), dtype=wide)
+        out.index_add_(0, _row_ids(indptr), values.to(wide)[:, None] * table[indices.long()].to(wide))
+        return out.to(table.dtype)
+    entries = values.size(0)
+    n_features, width = table.shape
+    if entries * width >= cpu.WORK_WORTH_THREADS or not indptr.size(0):
+        _check_bounds(indptr, indices, entries, n_features)
         return torch.from_numpy(cpu.bag(*map(_array, (indptr, indices, values, table))))
-    wide = _accumulator(table.dtype)
-    out = table.new_zeros((indptr.shape[0] - 1, table.shape[1]), dtype=wide)
-    out.index_add_(0, _row_ids(indptr), values.to(wide)[:, None] * table[indices.long()].to(wide))
-    return out.to(table.dtype)
+    # A small batch costs as much to hand over as to add up: addresses are the fastest way in.
+    parts = [tensor.contiguous() for tensor in (indptr, indices, values, table)]
+    out = table.new_empty((indptr.size(0) - 1, width))
+    addresses = [tensor.data_ptr() for tensor in (*parts, out)]
+    wide_ids = indices.dtype == torch.int64
+    if indices.size(0) != entries or not cpu.bag_at(*addresses, out.size(0), entries, n_features, width, wide_ids):
+        _check_bounds(indptr, indices, entries, n_features)
+    return out
 
 
-@torch.library.custom_op("ican::csr_bag_grad_table", mutates_args=())
 def _grad_table(indptr: Tensor, indices: Tensor, values: Tensor, grad: Tensor, n_features: int) -> Tensor:
     cpu = _numba_backend(grad)
     if cpu is not None:
@@ -88,7 +111,6 @@ def _grad_table(indptr: Tensor, indices: Tensor, values: Tensor, grad: Tensor, n
     return out.to(grad.dtype)
 
 
-@torch.library.custom_op("ican::csr_bag_grad_values", mutates_args=())
 def _grad_values(indptr: Tensor, indices: Tensor, table: Tensor, grad: Tensor) -> Tensor:
     cpu = _numba_backend(grad)
     if cpu is not None:
@@ -97,18 +119,15 @@ def _grad_values(indptr: Tensor, indices: Tensor, table: Tensor, grad: Tensor) -
     return (grad[_row_ids(indptr)].to(wide) * table[indices.long()].to(wide)).sum(1).to(grad.dtype)
 
 
-@_csr_bag.register_fake
-def _(indptr: Tensor, indices: Tensor, values: Tensor, table: Tensor) -> Tensor:
+def _fake_bag(indptr: Tensor, indices: Tensor, values: Tensor, table: Tensor) -> Tensor:
     return table.new_empty((indptr.shape[0] - 1, table.shape[1]))
 
 
-@_grad_table.register_fake
-def _(indptr: Tensor, indices: Tensor, values: Tensor, grad: Tensor, n_features: int) -> Tensor:
+def _fake_grad_table(indptr: Tensor, indices: Tensor, values: Tensor, grad: Tensor, n_features: int) -> Tensor:
     return grad.new_empty((n_features, grad.shape[1]))
 
 
-@_grad_values.register_fake
-def _(indptr: Tensor, indices: Tensor, table: Tensor, grad: Tensor) -> Tensor:
+def _fake_grad_values(indptr: Tensor, indices: Tensor, table: Tensor, grad: Tensor) -> Tensor:
     return grad.new_empty((indices.shape[0],))
 
 
@@ -121,12 +140,28 @@ def _save_for_backward(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, Tensor], 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[None, None, Tensor | None, Tensor | None]:
     indptr, indices, values, table = ctx.saved_tensors
-    grad_values = None if table is None else _grad_values(indptr, indices, table, grad)
-    grad_table = None if values is None else _grad_table(indptr, indices, values, grad, ctx.n_features)
+    grad_values = None if table is None else _OPERATORS.csr_bag_grad_values(indptr, indices, table, grad)
+    grad_table = (
+        None if values is None else _OPERATORS.csr_bag_grad_table(indptr, indices, values, grad, ctx.n_features)
+    )
     return None, None, grad_values, grad_table
 
 
-_csr_bag.register_autograd(_backward, setup_context=_save_for_backward)
+# Registered on torch's own library rather than through `torch.library.custom_op`, whose wrapper takes as long as the
+# sums of a small batch. The kernel says nothing of the device: each runs where its tensors are.
+_LIBRARY: Any = torch.library.Library("ican", "DEF")  # type: ignore[no-untyped-call]
+_OPERATORS: Any = torch.ops.ican
+_ARRAYS = "Tensor indptr, Tensor indices"
+for _name, _arguments, _kernel, _fake in (
+    ("csr_bag", "Tensor values, Tensor table", _bag, _fake_bag),
+    ("csr_bag_grad_table", "Tensor values, Tensor grad, SymInt n_features", _grad_table, _fake_grad_table),
+    ("csr_bag_grad_values", "Tensor table, Tensor grad", _grad_values, _fake_grad_values),
+):
+    _LIBRARY.define(f"{_name}({_ARRAYS}, {_arguments}) -> Tensor")
+    _LIBRARY.impl(_name, _kernel, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"ican::{_name}", _fake, lib=_LIBRARY)
+torch.library.register_autograd("ican::csr_bag", _backward, setup_context=_save_for_backward, lib=_LIBRARY)
+_csr_bag = _OPERATORS.csr_bag.default
 
 
 def csr_bag_onnx_translation() -> dict[Callable[..., Any], Callable[..., Any]]:
@@ -166,7 +201,7 @@ def csr_bag_onnx_translation() -> dict[Callable[..., Any], Callable[..., Any]]:
         )
         return op.MatMul(op.Reshape(dense, op.Concat(n_rows, n_features, axis=0)), table)
 
-    return {torch.ops.ican.csr_bag.default: translate}
+    return {_csr_bag: translate}
 
 
 @cache

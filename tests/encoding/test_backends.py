@@ -75,7 +75,7 @@ def test_the_number_of_threads_changes_no_bit(bits: int, monkeypatch: pytest.Mon
     serial = everything()
     monkeypatch.setattr(cpu, "_USES_WORTH_PACKING", 1e9)
     assert everything() == serial
-    monkeypatch.setattr(cpu, "_WORK_WORTH_THREADS", 0)
+    monkeypatch.setattr(cpu, "WORK_WORTH_THREADS", 0)
     for threads in (2, 3, 7):
         monkeypatch.setattr(numba, "get_num_threads", lambda threads=threads: threads)
         monkeypatch.setattr(cpu, "_USES_WORTH_PACKING", 4 if threads == 3 else 1e9)
@@ -152,7 +152,7 @@ import os
 import numpy as np
 from ican_ml.encoding import cpu
 from ican_ml.encoding.csr import CSRBatch
-cpu._WORK_WORTH_THREADS = 0
+cpu.WORK_WORTH_THREADS = 0
 batch = CSRBatch.from_dense(np.ones((8, 8)), keep_zeros=False)
 expected = cpu.row_sums(batch)
 child = os.fork()

@@ -12,9 +12,10 @@ from typing import Any
 
 import numba
 import numpy as np
+from numba import carray  # type: ignore[attr-defined]
 
 from ican_ml.encoding.cpu_kernels.jit import Driver, jit
-from ican_ml.encoding.cpu_kernels.tiles import TILE, gather_tile, scatter_tile
+from ican_ml.encoding.cpu_kernels.tiles import TILE, address, gather_32, gather_64, gather_128, scatter_32, scatter_128
 from ican_ml.encoding.csr import Float32, Int64
 
 
@@ -33,23 +34,30 @@ def unpack_all(n: int, tiles: Float32, table: Float32) -> None:
 
 
 @jit()
-def gather(
-    first: int,
-    last: int,
-    tile: int,
-    indptr: Int64,
-    indices: Any,
-    values: Any,
-    source: Float32,
-    stride: int,
-    out: Float32,
+def gather_packed(
+    first: int, last: int, tile: int, indptr: Int64, indices: Any, values: Any, tiles: Float32, out: Float32
 ) -> None:
-    """One tile of some rows' bags; `source` is that tile, flat, a feature's 32 columns `stride` apart."""
-    base, width, flat = indptr[0], out.shape[1], out.reshape(-1)
+    """One tile of some rows' bags, from the packed table."""
+    base, width, flat, source = indptr[0], out.shape[1], out.reshape(-1), tiles[tile].reshape(-1)
     for r in range(first, last):
-        gather_tile(
-            indices, values, indptr[r] - base, indptr[r + 1] - base, source, stride, flat, r * width + tile * TILE
-        )
+        start, stop, at = indptr[r] - base, indptr[r + 1] - base, r * width + tile * TILE
+        gather_32(indices, values, start, stop, source, TILE, flat, at)
+
+
+@jit()
+def gather_plain(first: int, last: int, indptr: Int64, indices: Any, values: Any, table: Float32, out: Float32) -> None:
+    """All columns of some rows' bags, from a table as it is: as many at once as registers hold."""
+    base, width, flat, source = indptr[0], out.shape[1], out.reshape(-1), table.reshape(-1)
+    for r in range(first, last):
+        start, stop, column = indptr[r] - base, indptr[r + 1] - base, 0
+        while column + 128 <= width:
+            gather_128(indices, values, start, stop, source[column:], width, flat, r * width + column)
+            column += 128
+        if column + 64 <= width:
+            gather_64(indices, values, start, stop, source[column:], width, flat, r * width + column)
+            column += 64
+        if column + 32 <= width:
+            gather_32(indices, values, start, stop, source[column:], width, flat, r * width + column)
 
 
 @jit()
@@ -69,27 +77,76 @@ def gather_columns(
 @Driver
 def gather_all(n: int, indptr: Int64, indices: Any, values: Any, table: Float32, tiles: Float32, out: Float32) -> None:
     """All bags; from `tiles` where the table was packed, else (no tiles) from the table."""
-    rows, whole, packed = indptr.size - 1, out.shape[1] // TILE, tiles.shape[0] > 0
-    for unit in numba.prange(n * (whole + 1)):
+    rows, whole, n_tiles = indptr.size - 1, out.shape[1] // TILE * TILE, tiles.shape[0]
+    for unit in numba.prange(n * max(1, n_tiles)):
         tile, part = unit // n, unit % n
         first, last = rows * part // n, rows * (part + 1) // n
-        if tile == whole:
-            gather_columns(first, last, tile * TILE, indptr, indices, values, table, out)
-        elif packed:
-            gather(first, last, tile, indptr, indices, values, tiles[tile].reshape(-1), TILE, out)
+        if n_tiles > 0:
+            gather_packed(first, last, tile, indptr, indices, values, tiles, out)
         else:
-            source = table.reshape(-1)[tile * TILE :]
-            gather(first, last, tile, indptr, indices, values, source, table.shape[1], out)
+            gather_plain(first, last, indptr, indices, values, table, out)
+        if tile == 0 and whole < out.shape[1]:
+            gather_columns(first, last, whole, indptr, indices, values, table, out)
 
 
 @jit()
-def scatter(tile: int, indptr: Int64, indices: Any, values: Any, grad: Float32, table: Float32, stride: int) -> None:
-    """Add every row's share to one tile of the table's gradient; `table` as `source` in `gather`."""
-    base, width, flat = indptr[0], grad.shape[1], grad.reshape(-1)
+def _bag_if_sound(indptr: Int64, indices: Any, values: Float32, table: Float32, out: Float32) -> Any:
+    longest, shortest, largest = np.int64(0), np.int64(0), np.uint32(0)
     for r in range(indptr.size - 1):
-        scatter_tile(
-            indices, values, indptr[r] - base, indptr[r + 1] - base, flat, r * width + tile * TILE, table, stride
-        )
+        shortest = min(shortest, indptr[r + 1] - indptr[r])
+    for i in range(indices.size):  # read as unsigned, a negative id is larger than any width
+        largest = max(largest, np.uint32(indices[i]))
+        longest |= np.int64(indices[i])
+    sound = indptr[-1] - indptr[0] == indices.size and shortest >= 0
+    sound &= indices.size == 0 or (largest < table.shape[0] and np.uint64(longest) <= np.uint64(0xFFFFFFFF))
+    if sound:
+        gather_plain(0, out.shape[0], indptr, indices, values, table, out)
+        if out.shape[1] % TILE:
+            gather_columns(0, out.shape[0], out.shape[1] // TILE * TILE, indptr, indices, values, table, out)
+    return sound
+
+
+@jit()
+def bag_at(
+    indptr: int, indices: int, values: int, table: int, out: int,
+    n_rows: int, n_entries: int, n_features: int, width: int, wide_ids: bool,
+) -> Any:  # fmt: skip
+    """All bags of contiguous arrays at these addresses, ids int64 where `wide_ids`, else int32; whether they are sound.
+
+    Nothing is written where pointers or ids lead outside the arrays.
+    """
+    pointers = carray(address(indptr), n_rows + 1, np.int64)
+    weights = carray(address(values), n_entries, np.float32)
+    rows = carray(address(table), (n_features, width), np.float32)
+    bags = carray(address(out), (n_rows, width), np.float32)
+    if wide_ids:
+        return _bag_if_sound(pointers, carray(address(indices), n_entries, np.int64), weights, rows, bags)
+    return _bag_if_sound(pointers, carray(address(indices), n_entries, np.int32), weights, rows, bags)
+
+
+@jit()
+def scatter_packed(tile: int, indptr: Int64, indices: Any, values: Any, grad: Float32, tiles: Float32) -> None:
+    """Add every row's share to one tile of the packed gradient."""
+    base, width, flat, target = indptr[0], grad.shape[1], grad.reshape(-1), tiles[tile].reshape(-1)
+    for r in range(indptr.size - 1):
+        start, stop = indptr[r] - base, indptr[r + 1] - base
+        scatter_32(indices, values, start, stop, flat, r * width + tile * TILE, target, TILE)
+
+
+@jit()
+def scatter_plain(
+    first: int, last: int, indptr: Int64, indices: Any, values: Any, grad: Float32, table: Float32
+) -> None:
+    """Add every row's share to columns first..last - 1 (whole tiles) of a gradient as it is."""
+    base, width, flat, target = indptr[0], grad.shape[1], grad.reshape(-1), table.reshape(-1)
+    for r in range(indptr.size - 1):
+        start, stop, column = indptr[r] - base, indptr[r + 1] - base, first
+        while column + 128 <= last:
+            scatter_128(indices, values, start, stop, flat, r * width + column, target[column:], width)
+            column += 128
+        while column < last:
+            scatter_32(indices, values, start, stop, flat, r * width + column, target[column:], width)
+            column += TILE
 
 
 @jit()
@@ -108,14 +165,16 @@ def scatter_all(
     n: int, indptr: Int64, indices: Any, values: Any, grad: Float32, tiles: Float32, table: Float32
 ) -> None:
     """The table's gradient, from zeros: into `tiles`, to be unpacked, or (no tiles) into the table."""
-    whole, packed = grad.shape[1] // TILE, tiles.shape[0] > 0
-    for tile in numba.prange(whole + 1):
-        if tile == whole:
-            scatter_columns(tile * TILE, indptr, indices, values, grad, table)
+    n_tiles, packed = grad.shape[1] // TILE, tiles.shape[0] > 0
+    units = n_tiles if packed else min(n, n_tiles)
+    for unit in numba.prange(units + 1):
+        if unit == units:
+            scatter_columns(n_tiles * TILE, indptr, indices, values, grad, table)
         elif packed:
-            scatter(tile, indptr, indices, values, grad, tiles[tile].reshape(-1), TILE)
+            scatter_packed(unit, indptr, indices, values, grad, tiles)
         else:
-            scatter(tile, indptr, indices, values, grad, table.reshape(-1)[tile * TILE :], grad.shape[1])
+            first, last = n_tiles * unit // units * TILE, n_tiles * (unit + 1) // units * TILE
+            scatter_plain(first, last, indptr, indices, values, grad, table)
 
 
 @jit(reassociate=True)

@@ -1,4 +1,4 @@
-"""Loops over a row's entries in LLVM's vector types: 32 columns stay in registers, which Numba's arrays never do."""
+"""Loops over a row's entries in LLVM's vector types: 32 to 128 columns stay in registers, where Numba has no array."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numba.extending import intrinsic
 
 TILE = 32
 _LANES = 16
-_CHAINS = 4  # sums side by side, so that no addition waits for the one before
+_CHAINS = 2  # sums side by side, so that additions need not wait for those before
 _VECTOR = ir.VectorType(ir.FloatType(), _LANES)
 _INT64 = ir.IntType(64)
 
@@ -19,8 +19,8 @@ _INT64 = ir.IntType(64)
 class _Entries:
     """Emits the loop over entries start..stop - 1 of a row, as LLVM instructions."""
 
-    def __init__(self, context: Any, builder: Any, indices: Any, values: Any, table: Any) -> None:
-        self.context, self.builder = context, builder
+    def __init__(self, context: Any, builder: Any, indices: Any, values: Any, table: Any, columns: int) -> None:
+        self.context, self.builder, self.columns = context, builder, columns
         (self.ids, self.id_type), (self.weights, self.weight_type), (self.table, _) = (
             (cgutils.create_struct_proxy(kind)(context, builder, array).data, kind.dtype)
             for kind, array in (indices, values, table)
@@ -31,7 +31,7 @@ class _Entries:
 
     def vectors(self, pointer: Any) -> list[Any]:
         """Pointers to the vectors of a tile that starts at a float's pointer."""
-        step = [ir.Constant(_INT64, _LANES * i) for i in range(TILE // _LANES)]
+        step = [ir.Constant(_INT64, _LANES * i) for i in range(self.columns // _LANES)]
         return [self.builder.bitcast(self.builder.gep(pointer, [i]), _VECTOR.as_pointer()) for i in step]
 
     def entry(self, i: Any, stride: Any) -> tuple[Any, list[Any]]:
@@ -51,68 +51,87 @@ def _pointer_to(context: Any, builder: Any, kind: Any, array: Any, at: Any) -> A
     return builder.gep(cgutils.create_struct_proxy(kind)(context, builder, array).data, [at])
 
 
-def _gather(
-    typing: Any, indices: Any, values: Any, start: Any, stop: Any, table: Any, stride: Any, out: Any, at: Any
-) -> Any:
-    int64 = types.int64
-    signature = types.void(indices, values, int64, int64, table, int64, out, int64)
+def _gatherer(columns: int) -> Any:
+    def gather(
+        typing: Any, indices: Any, values: Any, start: Any, stop: Any, table: Any, stride: Any, out: Any, at: Any
+    ) -> Any:
+        int64 = types.int64
+        signature = types.void(indices, values, int64, int64, table, int64, out, int64)
 
+        def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            kinds = signature.args
+            i, v, start, stop, t, stride, o, at = arguments
+            loop = _Entries(context, builder, (kinds[0], i), (kinds[1], v), (kinds[4], t), columns)
+            zero = ir.Constant(_VECTOR, [0.0] * _LANES)
+            slots = [[cgutils.alloca_once(builder, _VECTOR) for _ in range(columns // _LANES)] for _ in range(_CHAINS)]
+            for slot in chain(*slots):
+                builder.store(zero, slot)
+
+            def add(entry: Any, sums: list[Any]) -> None:
+                weight, tile = loop.entry(entry, stride)
+                for place, slot in zip(tile, sums, strict=True):
+                    row = builder.load(place, align=4)
+                    builder.store(builder.call(loop.fused, [weight, row, builder.load(slot)]), slot)
+
+            one, step = ir.Constant(_INT64, 1), ir.Constant(_INT64, _CHAINS)
+            whole = builder.add(start, builder.mul(builder.sdiv(builder.sub(stop, start), step), step))
+            with cgutils.for_range_slice(builder, start, whole, step) as (entry, _):
+                for n, sums in enumerate(slots):
+                    add(builder.add(entry, ir.Constant(_INT64, n)), sums)
+            with cgutils.for_range_slice(builder, whole, stop, one) as (entry, _):
+                add(entry, slots[0])
+            for n, place in enumerate(loop.vectors(_pointer_to(context, builder, kinds[6], o, at))):
+                even, odd = (builder.load(sums[n]) for sums in slots)
+                builder.store(builder.fadd(even, odd), place, align=4)
+            return context.get_dummy_value()
+
+        return signature, emit
+
+    return intrinsic(gather)
+
+
+def _scatterer(columns: int) -> Any:
+    def scatter(
+        typing: Any, indices: Any, values: Any, start: Any, stop: Any, row: Any, at: Any, table: Any, stride: Any
+    ) -> Any:
+        int64 = types.int64
+        signature = types.void(indices, values, int64, int64, row, int64, table, int64)
+
+        def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            kinds = signature.args
+            i, v, start, stop, row, at, t, stride = arguments
+            loop = _Entries(context, builder, (kinds[0], i), (kinds[1], v), (kinds[6], t), columns)
+            places = loop.vectors(_pointer_to(context, builder, kinds[4], row, at))
+            added = [builder.load(place, align=4) for place in places]
+            with cgutils.for_range_slice(builder, start, stop, ir.Constant(_INT64, 1)) as (entry, _):
+                weight, tile = loop.entry(entry, stride)
+                for place, each in zip(tile, added, strict=True):
+                    builder.store(
+                        builder.call(loop.fused, [weight, each, builder.load(place, align=4)]), place, align=4
+                    )
+            return context.get_dummy_value()
+
+        return signature, emit
+
+    return intrinsic(scatter)
+
+
+gather_32, gather_64, gather_128 = (_gatherer(columns) for columns in (32, 64, 128))
+"""`(indices, values, start, stop, table, stride, out, at)`, flat arrays, n columns:
+out[at : at + n] = sum of values[i] * table[indices[i] * stride : + n] over i in start..stop - 1, even and odd
+entries in a sum each."""
+
+scatter_32, scatter_128 = (_scatterer(columns) for columns in (32, 128))
+"""`(indices, values, start, stop, row, at, table, stride)`, flat arrays, n columns:
+table[indices[i] * stride : + n] += values[i] * row[at : at + n] for i in start..stop - 1, in that order."""
+
+
+def _address(typing: Any, number: Any) -> Any:
     def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        kinds = signature.args
-        i, v, start, stop, t, stride, o, at = arguments
-        loop = _Entries(context, builder, (kinds[0], i), (kinds[1], v), (kinds[4], t))
-        zero = ir.Constant(_VECTOR, [0.0] * _LANES)
-        slots = [[cgutils.alloca_once(builder, _VECTOR) for _ in range(TILE // _LANES)] for _ in range(_CHAINS)]
-        for slot in chain(*slots):
-            builder.store(zero, slot)
+        return builder.inttoptr(arguments[0], cgutils.voidptr_t)
 
-        def add(entry: Any, sums: list[Any]) -> None:
-            weight, tile = loop.entry(entry, stride)
-            for place, slot in zip(tile, sums, strict=True):
-                row = builder.load(place, align=4)
-                builder.store(builder.call(loop.fused, [weight, row, builder.load(slot)]), slot)
-
-        one, step = ir.Constant(_INT64, 1), ir.Constant(_INT64, _CHAINS)
-        whole = builder.add(start, builder.mul(builder.sdiv(builder.sub(stop, start), step), step))
-        with cgutils.for_range_slice(builder, start, whole, step) as (entry, _):
-            for n, sums in enumerate(slots):
-                add(builder.add(entry, ir.Constant(_INT64, n)), sums)
-        with cgutils.for_range_slice(builder, whole, stop, one) as (entry, _):
-            add(entry, slots[0])
-        for n, place in enumerate(loop.vectors(_pointer_to(context, builder, kinds[6], o, at))):
-            a, b, c, d = (builder.load(sums[n]) for sums in slots)
-            builder.store(builder.fadd(builder.fadd(a, b), builder.fadd(c, d)), place, align=4)
-        return context.get_dummy_value()
-
-    return signature, emit
+    return types.voidptr(types.intp), emit
 
 
-def _scatter(
-    typing: Any, indices: Any, values: Any, start: Any, stop: Any, row: Any, at: Any, table: Any, stride: Any
-) -> Any:
-    int64 = types.int64
-    signature = types.void(indices, values, int64, int64, row, int64, table, int64)
-
-    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        kinds = signature.args
-        i, v, start, stop, row, at, t, stride = arguments
-        loop = _Entries(context, builder, (kinds[0], i), (kinds[1], v), (kinds[6], t))
-        places = loop.vectors(_pointer_to(context, builder, kinds[4], row, at))
-        added = [builder.load(place, align=4) for place in places]
-        with cgutils.for_range_slice(builder, start, stop, ir.Constant(_INT64, 1)) as (entry, _):
-            weight, tile = loop.entry(entry, stride)
-            for place, each in zip(tile, added, strict=True):
-                builder.store(builder.call(loop.fused, [weight, each, builder.load(place, align=4)]), place, align=4)
-        return context.get_dummy_value()
-
-    return signature, emit
-
-
-gather_tile: Any = intrinsic(_gather)
-"""`(indices, values, start, stop, table, stride, out, at)`, flat arrays:
-out[at : at + 32] = sum of values[i] * table[indices[i] * stride : + 32] over i in start..stop - 1, every fourth entry
-into one of four sums."""
-
-scatter_tile: Any = intrinsic(_scatter)
-"""`(indices, values, start, stop, row, at, table, stride)`, flat arrays:
-table[indices[i] * stride : + 32] += values[i] * row[at : at + 32] for i in start..stop - 1, in that order."""
+address: Any = intrinsic(_address)
+"""A whole number as the pointer that `numba.carray` takes."""
