@@ -18,12 +18,12 @@ Needs the extra `bench`, two cores, and like `make`, OMP_WAIT_POLICY=PASSIVE. Pe
 Ours and its peers take turns, under one rule (`peers.median_ms`). The floor is the time that memory alone needs for the
 bytes an operator must read and write, at the bandwidth that was measured just before with as many threads; what fits
 the caches, as all of small does, may beat it. Integers are compared with the reference on a subsample of rows, floats
-with float64, and peers with ours where they have one answer: scGPT draws at random. Small pads to 256 and has 64
-columns of embeddings, counts and mutations 2,048 and 256. Versions of all libraries lie in the results.
+with float64, and peers with ours where they have one answer: scGPT draws at random. Small pads to 256,
+counts and mutations to 2,048; embeddings have 256 columns. Versions of all libraries lie in the results.
 
 On two cores another process's work slows two threads by more than one, a small batch's up to a hundredfold: trust the
-ratios of an idle machine only, whose load stays near the number of threads. A ratio takes a peer's faster time on up to
-as many threads as ours has, so that a peer that gains nothing from the second, or was held up by it, is not "slow".
+ratios of an idle machine only, whose load stays near the number of threads. A ratio takes the faster time of either on
+up to so many threads, so that who gains nothing from the second, or was held up by it, is not "slow".
 
 Writes ``benchmarks/results/encoding.json`` (see ``record.py``).
 """
@@ -284,16 +284,17 @@ def _bar(name: str, threads: int, row: dict[str, Any]) -> float | None:
 
 
 def _ratio(parts: dict[str, Any], name: str, threads: int, row: dict[str, Any]) -> float:
-    """How many times as fast as a peer ours is; the peer's time is its best on up to so many threads."""
+    """How many times as fast as a peer ours is, each at its best on up to so many threads."""
     pair = (row["operator"], row["ours"], row["peer"])
     times = [
-        float(other["peer ms"])
+        (float(other["peer ms"]), float(other["ours ms"]))
         for count in THREADS
         if count <= threads
         for other in _measured(parts, name, count)["rows"]
         if (other["operator"], other["ours"], other["peer"]) == pair
     ]
-    return min(times) / float(row["ours ms"])
+    theirs, ours = zip(*times, strict=True)
+    return min(theirs) / min(ours)
 
 
 def _measured(parts: dict[str, Any], name: str, threads: int) -> dict[str, Any]:

@@ -69,11 +69,12 @@ def csr_bag(indptr: Tensor, indices: Tensor, values: Tensor, table: Tensor) -> T
     return bagged
 
 
-def _eager(*tensors: Tensor) -> bool:
+def _eager(indptr: Tensor, indices: Tensor, values: Tensor, table: Tensor) -> bool:
     """Nobody watches: tensors as they are, not traced, compiled, faked or counted, so torch need not dispatch."""
     return (
-        {*map(type, tensors)} <= {Tensor, torch.nn.Parameter}
-        and not torch.compiler.is_compiling()
+        type(indptr) is type(indices) is type(values) is Tensor
+        and (type(table) is Tensor or type(table) is torch.nn.Parameter)
+        and not torch.compiler.is_dynamo_compiling()
         and not is_in_torch_dispatch_mode()
     )
 
@@ -86,17 +87,16 @@ def _bag(indptr: Tensor, indices: Tensor, values: Tensor, table: Tensor) -> Tens
         out = table.new_zeros((indptr.shape[0] - 1, table.shape[1]), dtype=wide)
         out.index_add_(0, _row_ids(indptr), values.to(wide)[:, None] * table[indices.long()].to(wide))
         return out.to(table.dtype)
-    entries = values.size(0)
-    n_features, width = table.shape
-    if entries * width >= cpu.WORK_WORTH_THREADS or not indptr.size(0):
+    entries, n_rows, (n_features, width) = values.size(0), indptr.size(0) - 1, table.shape
+    if entries * width >= cpu.WORK_WORTH_THREADS or n_rows < 0:
         _check_bounds(indptr, indices, entries, n_features)
         return torch.from_numpy(cpu.bag(*map(_array, (indptr, indices, values, table))))
     # A small batch costs as much to hand over as to add up: addresses are the fastest way in.
     parts = [tensor.contiguous() for tensor in (indptr, indices, values, table)]
-    out = table.new_empty((indptr.size(0) - 1, width))
+    out = torch.empty((n_rows, width), dtype=torch.float32)
     addresses = [tensor.data_ptr() for tensor in (*parts, out)]
-    wide_ids = indices.dtype == torch.int64
-    if indices.size(0) != entries or not cpu.bag_at(*addresses, out.size(0), entries, n_features, width, wide_ids):
+    wide_ids = indices.dtype is torch.int64
+    if indices.size(0) != entries or not cpu.bag_at(*addresses, n_rows, entries, n_features, width, wide_ids):
         _check_bounds(indptr, indices, entries, n_features)
     return out
 
