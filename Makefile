@@ -6,7 +6,7 @@ export OMP_WAIT_POLICY := PASSIVE
 VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
-STUDIES := resume.py audit.py transfer.py runs.py
+STUDIES := encoding.py scale.py resume.py audit.py transfer.py runs.py
 PYTEST ?= --numprocesses 2 --dist loadfile --durations 10
 
 .DEFAULT_GOAL := help
@@ -22,7 +22,7 @@ demo: $(VENV)/.train  ## Train, evaluate, export and predict on the simulated co
 test: $(VENV)/.train  ## Run the tests
 	$(BIN)/python -m pytest $(PYTEST)
 
-studies: $(VENV)/.train  ## Measure what is too slow for the tests (hours; goes on where it stopped)
+studies: $(VENV)/.bench  ## Measure what is too slow for the tests (hours; goes on where it stopped)
 	$(foreach study,$(STUDIES),$(BIN)/python benchmarks/$(study) --check && )true
 
 lint: $(VENV)/.dev  ## Check style and format
@@ -47,6 +47,10 @@ $(VENV)/.train: pyproject.toml constraints.txt
 	@echo 'Installing into $(VENV) (a few minutes) ...'
 	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	@$(PIP) --editable '.[train,test]'
+	@touch $@
+
+$(VENV)/.bench: $(VENV)/.train
+	@$(PIP) --editable '.[bench]'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.train
