@@ -65,13 +65,24 @@ def gather_columns(
     first: int, last: int, column: int, indptr: Int64, indices: Any, values: Any, table: Float32, out: Float32
 ) -> None:
     """The columns from `column` on of some rows' bags."""
-    base, width = indptr[0], table.shape[1]
+    base = indptr[0]
     for r in range(first, last):
-        out[r, column:] = 0
-        for i in range(indptr[r] - base, indptr[r + 1] - base):
-            weight, feature = np.float32(values[i]), indices[i]
-            for j in range(column, width):
-                out[r, j] += weight * table[feature, j]
+        total = out[r, column:]
+        total[:] = 0
+        i, end = indptr[r] - base, indptr[r + 1] - base
+        while i + 4 <= end:
+            a, b = np.float32(values[i]), np.float32(values[i + 1])
+            c, d = np.float32(values[i + 2]), np.float32(values[i + 3])
+            p, q = table[indices[i], column:], table[indices[i + 1], column:]
+            s, t = table[indices[i + 2], column:], table[indices[i + 3], column:]
+            for j in range(total.size):
+                total[j] += (a * p[j] + b * q[j]) + (c * s[j] + d * t[j])
+            i += 4
+        while i < end:
+            a, p = np.float32(values[i]), table[indices[i], column:]
+            for j in range(total.size):
+                total[j] += a * p[j]
+            i += 1
 
 
 @Driver
@@ -91,14 +102,13 @@ def gather_all(n: int, indptr: Int64, indices: Any, values: Any, table: Float32,
 
 @jit()
 def _bag_if_sound(indptr: Int64, indices: Any, values: Float32, table: Float32, out: Float32) -> Any:
-    longest, shortest, largest = np.int64(0), np.int64(0), np.uint32(0)
+    shortest, largest = np.int64(0), np.uint64(0)
     for r in range(indptr.size - 1):
         shortest = min(shortest, indptr[r + 1] - indptr[r])
     for i in range(indices.size):  # read as unsigned, a negative id is larger than any width
-        largest = max(largest, np.uint32(indices[i]))
-        longest |= np.int64(indices[i])
+        largest = max(largest, np.uint64(np.int64(indices[i])))
     sound = indptr[-1] - indptr[0] == indices.size and shortest >= 0
-    sound &= indices.size == 0 or (largest < table.shape[0] and np.uint64(longest) <= np.uint64(0xFFFFFFFF))
+    sound &= indices.size == 0 or largest < np.uint64(table.shape[0])
     if sound:
         gather_plain(0, out.shape[0], indptr, indices, values, table, out)
         if out.shape[1] % TILE:
