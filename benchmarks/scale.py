@@ -3,9 +3,9 @@
     python benchmarks/scale.py --check               both parts (about 6 minutes, 2 cores, 2 GB of disk)
     python benchmarks/scale.py training              of training, statistics
 
-training    15,000 samples x 20,000 genes of counts, 5% of them stored: read, fit statistics, encode, linear path, one
-            epoch with the demo's model. ``--check``: less than 4 GB of resident memory at its peak, and the loader, which
-            gathers rows and pads, takes less than 5% of a step. Samples are encoded once, before the first epoch.
+training    15,000 samples x 20,000 genes of counts, 5% of them stored: read, fit statistics, encode once, linear path,
+            one epoch with the demo's model. ``--check``: less than 4 GB of resident memory at its peak, and the loader,
+            which gathers rows and pads, takes less than 5% of a step.
 statistics  200,000 samples x 20,000 genes from an h5ad file in pieces. ``--check``: less than 3 GB of anonymous memory
             at any time, and the very sums that the writer counted.
 
