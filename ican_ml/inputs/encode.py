@@ -241,7 +241,8 @@ def _collate_events(events: _Events, rows: Int64) -> dict[str, npt.NDArray[np.ge
     offsets = np.append(0, np.cumsum(length))
     source = np.repeat(start - offsets[:-1], length) + np.arange(offsets[-1])
     columns = [column[source] for column in (events.code, events.value, events.has_value, events.gap)]
-    (code, value, has_value, gap), filled = pad_ragged(offsets, columns, max(1, int(length.max(initial=0))))
+    width = max(1, int(length.max(initial=0)))
+    (code, value, has_value, gap), filled = pad_ragged(offsets, columns, width, backend="reference")
     age = events.age[rows][:, None] - np.maximum(gap, 0) / DAYS_PER_YEAR
     known_age = filled & (events.age[rows] > 0)[:, None]
     return {
