@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ican_ml.cohort.checks import Problems, shown
-from ican_ml.encoding.csr import CSRBatch
+from ican_ml.encoding.csr import CSRBatch, row_pieces
 
 _ENTRIES = 1 << 18
 Int64 = npt.NDArray[np.int64]
@@ -59,15 +59,11 @@ class StoredMatrix:
         if self.layout == "dense":
             yield from self._dense_entries()
             return
-        start, n_major = 0, len(self.offsets) - 1
-        while start < n_major:
-            stop = int(np.searchsorted(self.offsets, self.offsets[start] + _ENTRIES, side="right")) - 1
-            stop = min(max(stop, start + 1), n_major)
+        for start, stop in row_pieces(self.offsets, _ENTRIES):
             part = slice(int(self.offsets[start]), int(self.offsets[stop]))
             major = np.repeat(np.arange(start, stop), np.diff(self.offsets[start : stop + 1]))
             minor, values = self.indices[part].astype(np.int64), self.data[part].astype(np.float32)
             yield (major, minor, values) if self.layout == "csr" else (minor, major, values)
-            start = stop
 
     def _dense_entries(self) -> Iterator[Entries]:
         """Tiles of whole HDF5 chunks, each of which is unpacked once."""
