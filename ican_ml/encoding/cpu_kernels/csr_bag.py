@@ -28,7 +28,7 @@ def pack_all(n: int, table: Float32, tiles: Float32) -> None:
 
 @Driver
 def unpack_all(n: int, tiles: Float32, table: Float32) -> None:
-    """The reverse of `pack`."""
+    """The reverse of `pack_all`."""
     for tile in numba.prange(tiles.shape[0]):
         table[:, tile * TILE : (tile + 1) * TILE] = tiles[tile]
 
@@ -42,22 +42,6 @@ def gather_packed(
     for r in range(first, last):
         start, stop, at = indptr[r] - base, indptr[r + 1] - base, r * width + tile * TILE
         gather_32(indices, values, start, stop, source, TILE, flat, at)
-
-
-@jit()
-def gather_plain(first: int, last: int, indptr: Int64, indices: Any, values: Any, table: Float32, out: Float32) -> None:
-    """All columns of some rows' bags, from a table as it is: as many at once as registers hold."""
-    base, width, flat, source = indptr[0], out.shape[1], out.reshape(-1), table.reshape(-1)
-    for r in range(first, last):
-        start, stop, column = indptr[r] - base, indptr[r + 1] - base, 0
-        while column + 128 <= width:
-            gather_128(indices, values, start, stop, source[column:], width, flat, r * width + column)
-            column += 128
-        if column + 64 <= width:
-            gather_64(indices, values, start, stop, source[column:], width, flat, r * width + column)
-            column += 64
-        if column + 32 <= width:
-            gather_32(indices, values, start, stop, source[column:], width, flat, r * width + column)
 
 
 @jit()
@@ -85,6 +69,24 @@ def gather_columns(
             i += 1
 
 
+@jit()
+def gather_plain(first: int, last: int, indptr: Int64, indices: Any, values: Any, table: Float32, out: Float32) -> None:
+    """All columns of some rows' bags, from a table as it is: as many at once as registers hold."""
+    base, width, flat, source = indptr[0], out.shape[1], out.reshape(-1), table.reshape(-1)
+    for r in range(first, last):
+        start, stop, column = indptr[r] - base, indptr[r + 1] - base, 0
+        while column + 128 <= width:
+            gather_128(indices, values, start, stop, source[column:], width, flat, r * width + column)
+            column += 128
+        if column + 64 <= width:
+            gather_64(indices, values, start, stop, source[column:], width, flat, r * width + column)
+            column += 64
+        if column + 32 <= width:
+            gather_32(indices, values, start, stop, source[column:], width, flat, r * width + column)
+    if width % TILE:
+        gather_columns(first, last, width // TILE * TILE, indptr, indices, values, table, out)
+
+
 @Driver
 def gather_all(n: int, indptr: Int64, indices: Any, values: Any, table: Float32, tiles: Float32, out: Float32) -> None:
     """All bags; from `tiles` where the table was packed, else (no tiles) from the table."""
@@ -92,10 +94,10 @@ def gather_all(n: int, indptr: Int64, indices: Any, values: Any, table: Float32,
     for unit in numba.prange(n * max(1, n_tiles)):
         tile, part = unit // n, unit % n
         first, last = rows * part // n, rows * (part + 1) // n
-        if n_tiles > 0:
-            gather_packed(first, last, tile, indptr, indices, values, tiles, out)
-        else:
+        if n_tiles == 0:
             gather_plain(first, last, indptr, indices, values, table, out)
+            continue
+        gather_packed(first, last, tile, indptr, indices, values, tiles, out)
         if tile == 0 and whole < out.shape[1]:
             gather_columns(first, last, whole, indptr, indices, values, table, out)
 
@@ -111,8 +113,6 @@ def _bag_if_sound(indptr: Int64, indices: Any, values: Float32, table: Float32, 
     sound &= indices.size == 0 or largest < np.uint64(table.shape[0])
     if sound:
         gather_plain(0, out.shape[0], indptr, indices, values, table, out)
-        if out.shape[1] % TILE:
-            gather_columns(0, out.shape[0], out.shape[1] // TILE * TILE, indptr, indices, values, table, out)
     return sound
 
 
