@@ -93,7 +93,7 @@ def _bag(indptr: Tensor, indices: Tensor, values: Tensor, table: Tensor) -> Tens
         return torch.from_numpy(cpu.bag(*map(_array, (indptr, indices, values, table))))
     # A small batch costs as much to hand over as to add up: addresses are the fastest way in.
     parts = [tensor.contiguous() for tensor in (indptr, indices, values, table)]
-    out = torch.empty((n_rows, width), dtype=torch.float32)
+    out = table.new_empty((n_rows, width))
     addresses = [tensor.data_ptr() for tensor in (*parts, out)]
     wide_ids = indices.dtype is torch.int64
     if indices.size(0) != entries or not cpu.bag_at(*addresses, n_rows, entries, n_features, width, wide_ids):
@@ -215,7 +215,7 @@ def _numba() -> ModuleType | None:
 
 def _numba_backend(tensor: Tensor) -> ModuleType | None:
     """The cpu backend if it serves this tensor, else None: the plain path. A CUDA kernel would be chosen here."""
-    return _numba() if tensor.device.type == "cpu" and tensor.dtype == torch.float32 else None
+    return _numba() if tensor.is_cpu and tensor.dtype is torch.float32 else None
 
 
 def _array(tensor: Tensor) -> Any:

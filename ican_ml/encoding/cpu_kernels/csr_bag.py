@@ -2,8 +2,8 @@
 
 A table is read 128 bytes an entry and tile, and a tile of 20,000 features (2.5 MB) about fits a core's cache, so wide
 tables are first laid out tile by tile ([tiles, features, 32], 64-byte aligned) where there are entries enough to pay
-for it. Columns beyond the last whole tile take plain loops. The gradient of the table walks the entries in the same
-order, each thread adding to tiles of its own: race-free, and always in row order.
+for it. Columns beyond the last whole tile use a part of a vector. The gradient of the table walks the entries in the
+same order, each thread adding to tiles of its own: race-free, and always in row order.
 """
 
 from __future__ import annotations
@@ -15,7 +15,18 @@ import numpy as np
 from numba import carray  # type: ignore[attr-defined]
 
 from ican_ml.encoding.cpu_kernels.jit import Driver, jit
-from ican_ml.encoding.cpu_kernels.tiles import TILE, address, gather_32, gather_64, gather_128, scatter_32, scatter_128
+from ican_ml.encoding.cpu_kernels.tiles import (
+    TILE,
+    address,
+    gather_32,
+    gather_64,
+    gather_128,
+    gather_part_16,
+    gather_part_32,
+    scatter_32,
+    scatter_128,
+    scatter_part_32,
+)
 from ican_ml.encoding.csr import Float32, Int64
 
 
@@ -41,50 +52,31 @@ def gather_packed(
     base, width, flat, source = indptr[0], out.shape[1], out.reshape(-1), tiles[tile].reshape(-1)
     for r in range(first, last):
         start, stop, at = indptr[r] - base, indptr[r + 1] - base, r * width + tile * TILE
-        gather_32(indices, values, start, stop, source, TILE, flat, at)
+        gather_32(indices, values, start, stop, source, TILE, flat, at, TILE)
 
 
 @jit()
-def gather_columns(
+def gather_plain(
     first: int, last: int, column: int, indptr: Int64, indices: Any, values: Any, table: Float32, out: Float32
 ) -> None:
-    """The columns from `column` on of some rows' bags."""
-    base = indptr[0]
+    """The columns from `column` on of some rows' bags, from a table as it is: as many at once as registers hold."""
+    base, width, flat, source, first_column = indptr[0], out.shape[1], out.reshape(-1), table.reshape(-1), column
     for r in range(first, last):
-        total = out[r, column:]
-        total[:] = 0
-        i, end = indptr[r] - base, indptr[r + 1] - base
-        while i + 4 <= end:
-            a, b = np.float32(values[i]), np.float32(values[i + 1])
-            c, d = np.float32(values[i + 2]), np.float32(values[i + 3])
-            p, q = table[indices[i], column:], table[indices[i + 1], column:]
-            s, t = table[indices[i + 2], column:], table[indices[i + 3], column:]
-            for j in range(total.size):
-                total[j] += (a * p[j] + b * q[j]) + (c * s[j] + d * t[j])
-            i += 4
-        while i < end:
-            a, p = np.float32(values[i]), table[indices[i], column:]
-            for j in range(total.size):
-                total[j] += a * p[j]
-            i += 1
-
-
-@jit()
-def gather_plain(first: int, last: int, indptr: Int64, indices: Any, values: Any, table: Float32, out: Float32) -> None:
-    """All columns of some rows' bags, from a table as it is: as many at once as registers hold."""
-    base, width, flat, source = indptr[0], out.shape[1], out.reshape(-1), table.reshape(-1)
-    for r in range(first, last):
-        start, stop, column = indptr[r] - base, indptr[r + 1] - base, 0
+        start, stop, column = indptr[r] - base, indptr[r + 1] - base, first_column
         while column + 128 <= width:
-            gather_128(indices, values, start, stop, source[column:], width, flat, r * width + column)
+            gather_128(indices, values, start, stop, source[column:], width, flat, r * width + column, 128)
             column += 128
         if column + 64 <= width:
-            gather_64(indices, values, start, stop, source[column:], width, flat, r * width + column)
+            gather_64(indices, values, start, stop, source[column:], width, flat, r * width + column, 64)
             column += 64
         if column + 32 <= width:
-            gather_32(indices, values, start, stop, source[column:], width, flat, r * width + column)
-    if width % TILE:
-        gather_columns(first, last, width // TILE * TILE, indptr, indices, values, table, out)
+            gather_32(indices, values, start, stop, source[column:], width, flat, r * width + column, 32)
+            column += 32
+        rest = width - column
+        if rest > 16:
+            gather_part_32(indices, values, start, stop, source[column:], width, flat, r * width + column, rest)
+        elif rest > 0:
+            gather_part_16(indices, values, start, stop, source[column:], width, flat, r * width + column, rest)
 
 
 @Driver
@@ -95,11 +87,11 @@ def gather_all(n: int, indptr: Int64, indices: Any, values: Any, table: Float32,
         tile, part = unit // n, unit % n
         first, last = rows * part // n, rows * (part + 1) // n
         if n_tiles == 0:
-            gather_plain(first, last, indptr, indices, values, table, out)
+            gather_plain(first, last, 0, indptr, indices, values, table, out)
             continue
         gather_packed(first, last, tile, indptr, indices, values, tiles, out)
         if tile == 0 and whole < out.shape[1]:
-            gather_columns(first, last, whole, indptr, indices, values, table, out)
+            gather_plain(first, last, whole, indptr, indices, values, table, out)
 
 
 @jit()
@@ -112,7 +104,7 @@ def _bag_if_sound(indptr: Int64, indices: Any, values: Float32, table: Float32, 
     sound = indptr[-1] - indptr[0] == indices.size and shortest >= 0
     sound &= indices.size == 0 or largest < np.uint64(table.shape[0])
     if sound:
-        gather_plain(0, out.shape[0], indptr, indices, values, table, out)
+        gather_plain(0, out.shape[0], 0, indptr, indices, values, table, out)
     return sound
 
 
@@ -140,34 +132,26 @@ def scatter_packed(tile: int, indptr: Int64, indices: Any, values: Any, grad: Fl
     base, width, flat, target = indptr[0], grad.shape[1], grad.reshape(-1), tiles[tile].reshape(-1)
     for r in range(indptr.size - 1):
         start, stop = indptr[r] - base, indptr[r + 1] - base
-        scatter_32(indices, values, start, stop, flat, r * width + tile * TILE, target, TILE)
+        scatter_32(indices, values, start, stop, flat, r * width + tile * TILE, target, TILE, TILE)
 
 
 @jit()
 def scatter_plain(
     first: int, last: int, indptr: Int64, indices: Any, values: Any, grad: Float32, table: Float32
 ) -> None:
-    """Add every row's share to columns first..last - 1 (whole tiles) of a gradient as it is."""
+    """Add every row's share to columns first..last - 1 of a gradient as it is; a part of a tile only at the end."""
     base, width, flat, target = indptr[0], grad.shape[1], grad.reshape(-1), table.reshape(-1)
     for r in range(indptr.size - 1):
         start, stop, column = indptr[r] - base, indptr[r + 1] - base, first
         while column + 128 <= last:
-            scatter_128(indices, values, start, stop, flat, r * width + column, target[column:], width)
+            scatter_128(indices, values, start, stop, flat, r * width + column, target[column:], width, 128)
             column += 128
-        while column < last:
-            scatter_32(indices, values, start, stop, flat, r * width + column, target[column:], width)
+        while column + TILE <= last:
+            scatter_32(indices, values, start, stop, flat, r * width + column, target[column:], width, TILE)
             column += TILE
-
-
-@jit()
-def scatter_columns(column: int, indptr: Int64, indices: Any, values: Any, grad: Float32, table: Float32) -> None:
-    """Add every row's share to the columns from `column` on of the table's gradient."""
-    base = indptr[0]
-    for r in range(indptr.size - 1):
-        for i in range(indptr[r] - base, indptr[r + 1] - base):
-            weight, feature = np.float32(values[i]), indices[i]
-            for j in range(column, grad.shape[1]):
-                table[feature, j] += weight * grad[r, j]
+        if column < last:
+            at, rest = r * width + column, last - column
+            scatter_part_32(indices, values, start, stop, flat, at, target[column:], width, rest)
 
 
 @Driver
@@ -175,11 +159,11 @@ def scatter_all(
     n: int, indptr: Int64, indices: Any, values: Any, grad: Float32, tiles: Float32, table: Float32
 ) -> None:
     """The table's gradient, from zeros: into `tiles`, to be unpacked, or (no tiles) into the table."""
-    n_tiles, packed = grad.shape[1] // TILE, tiles.shape[0] > 0
+    n_tiles, width, packed = grad.shape[1] // TILE, grad.shape[1], tiles.shape[0] > 0
     units = n_tiles if packed else min(n, n_tiles)
     for unit in numba.prange(units + 1):
         if unit == units:
-            scatter_columns(n_tiles * TILE, indptr, indices, values, grad, table)
+            scatter_plain(n_tiles * TILE, width, indptr, indices, values, grad, table)
         elif packed:
             scatter_packed(unit, indptr, indices, values, grad, tiles)
         else:
