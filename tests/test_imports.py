@@ -62,7 +62,7 @@ TRAINING_LIBRARIES = {
     *("matplotlib", "meds", "sklearn", "torchsurv", "xgboost"),
 }
 HEAVY_LIBRARIES = TRAINING_LIBRARIES | {"cupy", "numba", "onnx", "onnxscript", "torch"}
-BACKENDS = {"ican_ml.encoding.cpu": "numba", "ican_ml.encoding.cuda": "cupy"}
+BACKENDS = {"ican_ml.encoding.cpu": "numba", "ican_ml.encoding.cuda_device": "cupy"}
 
 _REPORT = """
 import importlib, json, sys

@@ -15,6 +15,7 @@ from typing import Any, Literal, Protocol, cast
 
 import numpy.typing as npt
 
+from ican_ml.encoding import cuda_device
 from ican_ml.encoding.csr import Bool, CSRBatch, Float32, Float64, Int32, Int64
 
 Backend = Literal["auto", "cuda", "cpu", "reference"]
@@ -67,20 +68,15 @@ def resolve(name: Backend) -> EncodingBackend:
 
 @cache
 def _fastest() -> str:
-    from ican_ml.encoding import cuda
-
-    if cuda.available():
+    if cuda_device.available():
         return "cuda"
     return "cpu" if find_spec("numba") else "reference"
 
 
 @cache
 def _load(name: str) -> EncodingBackend:
-    if name == "cuda":
-        from ican_ml.encoding import cuda
-
-        if not cuda.available():
-            raise BackendUnavailable(cuda.why_unavailable())
+    if name == "cuda" and not cuda_device.available():
+        raise BackendUnavailable(cuda_device.why_unavailable())
     if name == "cpu" and not find_spec("numba"):
         raise BackendUnavailable("the cpu backend needs numba: pip install numba, or use backend='reference'")
     return cast(EncodingBackend, import_module(f"ican_ml.encoding.{name}"))

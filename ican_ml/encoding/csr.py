@@ -196,6 +196,19 @@ class CSRBatch:
         )
         return self._trusted(_pointers(lengths), indices, values)
 
+    def to_device(self) -> CSRBatch:
+        """The same rows on the current CUDA device, where operators then read them in place and leave their results.
+
+        Raises
+        ------
+        BackendUnavailable
+            When there is no such device, or CuPy is not installed.
+        """
+        from ican_ml.encoding.backends import resolve
+
+        cuda: Any = resolve("cuda")
+        return self._trusted(*cuda.to_device(self))
+
     def sorted(self) -> CSRBatch:
         """The same rows with feature ids ascending; entries of one feature keep their order."""
         position = self.row_ids() * self.n_features + self.indices
@@ -241,15 +254,20 @@ class CSRBatch:
         return batch
 
 
-def row_numbers(rows: npt.ArrayLike, n_rows: int) -> Int64:
-    """Check row numbers [n], -1 = none, and return them as int64."""
-    wanted = np.asarray(rows)
+def on_device(array: Any) -> bool:
+    """Whether an array lies in the memory of a CUDA device."""
+    return hasattr(array, "__cuda_array_interface__")
+
+
+def row_numbers(rows: Any, n_rows: int) -> Int64:
+    """Check row numbers [n], -1 = none, and return them as int64; where they lie is where they stay."""
+    wanted: Any = rows if on_device(rows) else np.asarray(rows)
     if wanted.ndim != 1 or (wanted.size and wanted.dtype.kind not in "iu"):
         raise ValueError(f"rows must be a list of row numbers, got {wanted.dtype} {wanted.shape}")
-    wanted = np.ascontiguousarray(wanted, np.int64)
     if wanted.size and not (wanted.min() >= -1 and wanted.max() < n_rows):
         raise ValueError(f"rows must lie in 0..{n_rows - 1} (-1 for an empty row), got {wanted.min()}..{wanted.max()}")
-    return wanted
+    numbers: Int64 = wanted.astype(np.int64, order="C", copy=False)
+    return numbers
 
 
 def row_pieces(indptr: Int64, entries: int) -> list[tuple[int, int]]:

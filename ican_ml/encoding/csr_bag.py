@@ -5,21 +5,24 @@ table [features, width]. Out: [rows, width]. It is `F.embedding_bag(mode="sum", 
 custom operator: its gradient for the table is race-free and repeatable, the gradient for the values is computed only
 when asked for, and it exports to ONNX without a loop (`csr_bag_onnx_translation`).
 
-On the CPU float32 runs on the Numba backend, in place on the tensors' memory. Other dtypes and devices, and machines
-without Numba, take a plain path in torch operations that needs [nnz, width] of scratch. Differentiable once.
+float32 runs on the Numba backend, or on a GPU on the CUDA backend, in place on the tensors' memory. Other dtypes, and
+machines without Numba or CuPy, take a plain path in torch operations that needs [nnz, width] of scratch.
+Differentiable once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
+from importlib import import_module
 from importlib.util import find_spec
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
+
+from ican_ml.encoding import cuda_device
 
 
 def csr_bag(indptr: Tensor, indices: Tensor, values: Tensor, table: Tensor) -> Tensor:
@@ -80,31 +83,31 @@ def _eager(indptr: Tensor, indices: Tensor, values: Tensor, table: Tensor) -> bo
 
 
 def _bag(indptr: Tensor, indices: Tensor, values: Tensor, table: Tensor) -> Tensor:
-    cpu = _numba_backend(table)
-    if cpu is None:
+    backend = _backend(table)
+    if backend is None:
         _check_bounds(indptr, indices, values.shape[0], table.shape[0])
         wide = _accumulator(table.dtype)
         out = table.new_zeros((indptr.shape[0] - 1, table.shape[1]), dtype=wide)
         out.index_add_(0, _row_ids(indptr), values.to(wide)[:, None] * table[indices.long()].to(wide))
         return out.to(table.dtype)
     entries, n_rows, (n_features, width) = values.size(0), indptr.size(0) - 1, table.shape
-    if entries * width >= cpu.WORK_WORTH_THREADS or n_rows < 0:
+    if not table.is_cpu or entries * width >= backend.WORK_WORTH_THREADS or n_rows < 0:
         _check_bounds(indptr, indices, entries, n_features)
-        return torch.from_numpy(cpu.bag(*map(_array, (indptr, indices, values, table))))
+        return _through(backend.bag, indptr, indices, values, table)
     # A small batch costs as much to hand over as to add up: addresses are the fastest way in.
     parts = [tensor.contiguous() for tensor in (indptr, indices, values, table)]
     out = table.new_empty((n_rows, width))
     addresses = [tensor.data_ptr() for tensor in (*parts, out)]
     wide_ids = indices.dtype is torch.int64
-    if indices.size(0) != entries or not cpu.bag_at(*addresses, n_rows, entries, n_features, width, wide_ids):
+    if indices.size(0) != entries or not backend.bag_at(*addresses, n_rows, entries, n_features, width, wide_ids):
         _check_bounds(indptr, indices, entries, n_features)
     return out
 
 
 def _grad_table(indptr: Tensor, indices: Tensor, values: Tensor, grad: Tensor, n_features: int) -> Tensor:
-    cpu = _numba_backend(grad)
-    if cpu is not None:
-        return torch.from_numpy(cpu.bag_transposed(*map(_array, (indptr, indices, values, grad)), n_features))
+    backend = _backend(grad)
+    if backend is not None:
+        return _through(backend.bag_transposed, indptr, indices, values, grad, n_features)
     wide = _accumulator(grad.dtype)
     out = grad.new_zeros((n_features, grad.shape[1]), dtype=wide)
     out.index_add_(0, indices.long(), values.to(wide)[:, None] * grad[_row_ids(indptr)].to(wide))
@@ -112,9 +115,9 @@ def _grad_table(indptr: Tensor, indices: Tensor, values: Tensor, grad: Tensor, n
 
 
 def _grad_values(indptr: Tensor, indices: Tensor, table: Tensor, grad: Tensor) -> Tensor:
-    cpu = _numba_backend(grad)
-    if cpu is not None:
-        return torch.from_numpy(cpu.bag_grad_values(*map(_array, (indptr, indices, table, grad))))
+    backend = _backend(grad)
+    if backend is not None:
+        return _through(backend.bag_grad_values, indptr, indices, table, grad)
     wide = _accumulator(grad.dtype)
     return (grad[_row_ids(indptr)].to(wide) * table[indices.long()].to(wide)).sum(1).to(grad.dtype)
 
@@ -205,21 +208,26 @@ def csr_bag_onnx_translation() -> dict[Callable[..., Any], Callable[..., Any]]:
 
 
 @cache
-def _numba() -> ModuleType | None:
-    if not find_spec("numba"):
-        return None
-    from ican_ml.encoding import cpu
-
-    return cpu
+def _module(kind: str) -> Any:
+    """The backend of a device, where it runs here."""
+    runs = find_spec("numba") is not None if kind == "cpu" else kind == "cuda" and cuda_device.available()
+    return import_module(f"ican_ml.encoding.{kind}") if runs else None
 
 
-def _numba_backend(tensor: Tensor) -> ModuleType | None:
-    """The cpu backend if it serves this tensor, else None: the plain path. A CUDA kernel would be chosen here."""
-    return _numba() if tensor.is_cpu and tensor.dtype is torch.float32 else None
+def _backend(tensor: Tensor) -> Any:
+    """The backend that serves this tensor, else None: the plain path."""
+    return _module("cpu" if tensor.is_cpu else tensor.device.type) if tensor.dtype is torch.float32 else None
 
 
-def _array(tensor: Tensor) -> Any:
-    return tensor.detach().contiguous().numpy()
+def _through(function: Callable[..., Any], *arguments: Any) -> Tensor:
+    """A backend's function on tensors, in place on their memory."""
+    tensors = [argument.detach().contiguous() for argument in arguments if isinstance(argument, Tensor)]
+    numbers = arguments[len(tensors) :]
+    if tensors[0].is_cpu:
+        bagged: Tensor = torch.from_numpy(function(*(tensor.numpy() for tensor in tensors), *numbers))
+    else:
+        bagged = _module("cuda").on_tensors(function, tensors, *numbers)
+    return bagged
 
 
 def _accumulator(dtype: torch.dtype) -> torch.dtype:
@@ -234,7 +242,7 @@ def _check_bounds(indptr: Tensor, indices: Tensor, n_values: int, n_features: in
     """Refuse what would read outside the arrays; on other devices the operators there check, without a wait."""
     if indptr.device.type != "cpu":
         return
-    offsets, ids = _array(indptr), _array(indices)
+    offsets, ids = (tensor.contiguous().numpy() for tensor in (indptr, indices))
     if not (offsets.size and offsets[-1] - offsets[0] == ids.size == n_values):
         raise ValueError(f"indptr must span as many entries as there are indices and values, {ids.size} and {n_values}")
     if (offsets[1:] < offsets[:-1]).any():

@@ -46,7 +46,7 @@ def normalize_log1p(
     """
     check_target_sum(target_sum)
     if out is None:
-        out = np.empty(batch.nnz, np.float32)
+        out = np.empty_like(batch.values, np.float32)
     elif out.dtype != np.float32 or out.shape != (batch.nnz,) or not out.flags.c_contiguous:
         raise ValueError(f"out must be contiguous float32 ({batch.nnz},), got {out.dtype} {out.shape}")
     if resolve(backend).normalize_log1p(batch, float(target_sum), out):

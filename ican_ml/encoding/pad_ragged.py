@@ -66,7 +66,10 @@ def pad_ragged(
     if len(wanted) != len(columns):
         raise ValueError(f"fills must have one value a column, {len(columns)}; got {len(wanted)}")
     shape = (n_rows, width)
-    padded, mask = out or ([np.empty(shape, column.dtype) for column in columns], np.empty(shape, np.bool_))
+    padded, mask = out or (
+        [np.empty_like(column, shape=shape) for column in columns],
+        np.empty_like(offsets, np.bool_, shape=shape),
+    )
     expected = [(shape, column.dtype) for column in columns] + [(shape, mask.dtype)]
     if mask.dtype != np.bool_ or [(array.shape, array.dtype) for array in (*padded, mask)] != expected:
         raise ValueError(f"out must be a result for {len(columns)} columns of these dtypes, each array {shape}")

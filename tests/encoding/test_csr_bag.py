@@ -48,7 +48,7 @@ def test_csr_bag_equals_loops(
     lengths: list[int], index: torch.dtype, numba: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not numba:
-        monkeypatch.setattr(bag, "_numba", lambda: None)
+        monkeypatch.setattr(bag, "_module", lambda kind: None)
     entries = _entries(lengths, index=index)
     found = csr_bag(*entries, _table())
     assert found.dtype == torch.float32
@@ -58,7 +58,7 @@ def test_csr_bag_equals_loops(
 @pytest.mark.parametrize("numba", [True, False])
 def test_row_pointers_need_not_start_at_0(numba: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if not numba:
-        monkeypatch.setattr(bag, "_numba", lambda: None)
+        monkeypatch.setattr(bag, "_module", lambda kind: None)
     (indptr, indices, values), table = _entries([3, 0, 17]), _table().requires_grad_()
     near, far = (csr_bag(pointers, indices, values, table) for pointers in (indptr, indptr + 2**31 + 5))
     torch.testing.assert_close(near, far, rtol=0, atol=0)

@@ -1,0 +1,147 @@
+// feature_stats: sum, sum of squares (double) and number of non-zero entries of every feature, in one pass.
+//
+// A block owns a tile of features, whose sums lie in its shared memory, and a run of rows, which it walks in order. It
+// takes at most a thread an entry at a time, all of one row. Where their features ascend strictly no two are one, and
+// every thread adds to sums of its own: no atomics, and one order of additions. The barrier that joins what the
+// threads saw also parts a step from the next. Other steps (features out of order, or twice) take warp by warp and, of
+// equal features, lane by lane: slow, and as repeatable. Entries are loaded a step ahead. A block reads all ids of its
+// rows but the values of its tile alone: 8 bytes an entry from memory (4 in 16 bits), and its tiles' ids again from
+// the second-level cache. Parts are added in the order of rows by a second kernel.
+//
+// Launch: feature_stats: STATS_THREADS threads; blocks of parts x tiles, tiles first; dynamic shared memory of
+// 20 bytes a feature of a tile. feature_stats_total: THREADS threads, any number of blocks.
+#include "common.cuh"
+
+constexpr int STATS_THREADS = 1024;
+
+struct Sums {  // of a tile
+    double *sum, *squares;
+    int* count;
+
+    __device__ __forceinline__ void add(int feature, float value) const {
+        sum[feature] += value;
+        squares[feature] += static_cast<double>(value) * value;
+        count[feature] += value != 0;
+    }
+};
+
+// Walks the entries of rows first..last - 1, at most STATS_THREADS of one row at a time.
+template <class Value, class Id>
+struct Steps {
+    const i64* indptr;
+    const Id* ids;
+    const Value* values;
+    i64 row, last, next, end;  // next entry of the row, and the row's end
+    int first_feature, n_features;
+
+    struct Entry {
+        int feature;  // within the tile; -1: none
+        float value;
+        bool ascends;  // its feature lies above that of the entry before
+    };
+
+    // This thread's entry of the next step; false behind the last.
+    __device__ bool load(Entry& entry) {
+        while (next >= end) {
+            if (row >= last) return false;
+            const Row at = row_at(indptr, row++);
+            next = at.start;
+            end = at.start + at.size;
+        }
+        const i64 i = next + threadIdx.x;
+        entry = {-1, 0, true};
+        if (i < end) {
+            const int id = ids[i], feature = id - first_feature;
+            entry.ascends = threadIdx.x == 0 || static_cast<int>(ids[i - 1]) < id;
+            if (feature >= 0 && feature < n_features) {
+                entry.feature = feature;
+                entry.value = values[i];
+            }
+        }
+        next += STATS_THREADS;
+        return true;
+    }
+};
+
+// Adds a step's entries in their order, whatever their features.
+template <class Entry>
+__device__ void add_in_turn(const Sums& sums, const Entry& entry) {
+    for (int warp = 0; warp < STATS_THREADS / WARP; ++warp) {
+        if (warp == warp_of_thread()) {
+            const u32 peers = __match_any_sync(ALL_LANES, entry.feature);
+            const int turn = __popc(peers & lanes_below());
+            for (int i = 0; __any_sync(ALL_LANES, turn >= i && entry.feature >= 0); ++i) {
+                if (i == turn && entry.feature >= 0) sums.add(entry.feature, entry.value);
+                __syncwarp();
+            }
+        }
+        __syncthreads();
+    }
+}
+
+template <class Value, class Id>
+__device__ void sum_features(
+    const i64* __restrict__ indptr, const Id* __restrict__ indices, const Value* __restrict__ values, i64 n_rows,
+    int n_features, int tile, int n_parts, double* part_sums, double* part_squares, int* part_counts
+) {
+    ICAN_DYNAMIC_SHARED(double, room);
+    const int n_tiles = (n_features + tile - 1) / tile;
+    const int part = blockIdx.x / n_tiles, first_feature = blockIdx.x % n_tiles * tile;
+    const int width = min(tile, n_features - first_feature);
+    const Sums sums = {room, room + tile, reinterpret_cast<int*>(room + 2 * tile)};
+    for (int i = threadIdx.x; i < width; i += STATS_THREADS) {
+        sums.sum[i] = 0;
+        sums.squares[i] = 0;
+        sums.count[i] = 0;
+    }
+    Steps<Value, Id> steps = {indptr, indices, values, n_rows * part / n_parts, n_rows * (part + 1) / n_parts, 0, 0,
+                              first_feature, width};
+    typename Steps<Value, Id>::Entry entry, following;
+    bool more = steps.load(entry);
+    while (more) {
+        more = steps.load(following);
+        if (__syncthreads_and(entry.ascends)) {
+            if (entry.feature >= 0) sums.add(entry.feature, entry.value);
+        } else {
+            add_in_turn(sums, entry);
+        }
+        entry = following;
+    }
+    __syncthreads();
+    const i64 out = static_cast<i64>(part) * n_features + first_feature;
+    for (int i = threadIdx.x; i < width; i += STATS_THREADS) {
+        part_sums[out + i] = sums.sum[i];
+        part_squares[out + i] = sums.squares[i];
+        part_counts[out + i] = sums.count[i];
+    }
+}
+
+#define ICAN_KERNEL(suffix, Value, Id)                                                                       \
+    extern "C" __global__ void __launch_bounds__(STATS_THREADS) feature_stats_##suffix(                      \
+        const i64* indptr, const Id* indices, const Value* values, i64 n_rows, int n_features, int tile,     \
+        int n_parts, double* part_sums, double* part_squares, int* part_counts                               \
+    ) {                                                                                                      \
+        sum_features(indptr, indices, values, n_rows, n_features, tile, n_parts, part_sums, part_squares,    \
+                     part_counts);                                                                           \
+    }
+
+ICAN_FOR_LAYOUTS(ICAN_KERNEL)
+
+extern "C" __global__ void __launch_bounds__(THREADS, 4) feature_stats_total(
+    const double* part_sums, const double* part_squares, const int* part_counts, int n_features, int n_parts,
+    double* sums, double* squares, i64* counts
+) {
+    for (int i = blockIdx.x * THREADS + threadIdx.x; i < n_features; i += gridDim.x * THREADS) {
+        double sum = 0, square = 0;
+        i64 count = 0;
+        for (int part = 0; part < n_parts; ++part) {
+            const i64 at = static_cast<i64>(part) * n_features + i;
+            sum += part_sums[at];
+            square += part_squares[at];
+            count += part_counts[at];
+        }
+        sums[i] = sum;
+        squares[i] = square;
+        counts[i] = count;
+    }
+}
