@@ -35,7 +35,7 @@ class Device(Protocol):
         ...
 
     def launch(self, source: str, kernel: str, blocks: int, threads: int, shared_bytes: int, *arguments: Any) -> None:
-        """Launch `kernel` of `kernels/<source>.cu`; scalars are NumPy's, of the kernel's own types, None a null pointer."""
+        """Launch `kernel` of `kernels/<source>.cu`; scalars are NumPy's, of the kernel's types, None a null pointer."""
         ...
 
 
