@@ -97,7 +97,8 @@ def why_unavailable() -> str:
 
         found = cupy.cuda.runtime.getDeviceCount()
     except Exception as error:  # a missing driver or library shows as one of many
-        return f"the cuda backend needs an NVIDIA driver and device; CuPy says: {error}; use backend='cpu'"
+        said = " ".join(str(error).split())
+        return f"the cuda backend needs an NVIDIA driver and device; CuPy says: {said}; use backend='cpu'"
     return "" if found else "the cuda backend found no CUDA device; use backend='cpu'"
 
 

@@ -6,13 +6,15 @@ import subprocess
 import sys
 import tracemalloc
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import numba
 import numpy as np
 import pytest
 
-from ican_ml.encoding import cpu
+from ican_ml.encoding import cpu, cuda_device
 from ican_ml.encoding.backends import Backend, BackendUnavailable
 from ican_ml.encoding.bag import bag, bag_transposed
 from ican_ml.encoding.bin_values import bin_values
@@ -97,6 +99,19 @@ def test_backends_that_cannot_run_say_why() -> None:
         row_sums(batch, backend="gpu")  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("devices", "reason"),
+    [(0, "found no CUDA device"), (RuntimeError("CUDA driver is a stub library"), "driver and device.*a stub library")],
+)
+def test_cupy_without_a_device_says_why_in_one_line(devices: Any, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    count = Mock(side_effect=[devices] * 2)
+    monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(cuda=SimpleNamespace(runtime=Mock(getDeviceCount=count))))
+    monkeypatch.setattr(cuda_device, "find_spec", lambda name: True)
+    monkeypatch.setattr(cuda_device, "why_unavailable", cuda_device.why_unavailable.__wrapped__)
+    with pytest.raises(BackendUnavailable, match=f"^[^\n]*{reason}[^\n]*$"):
+        random_batch(1, 3, 1).to_device()
+
+
 def test_a_cache_that_cannot_be_written_costs_time_only(monkeypatch: pytest.MonkeyPatch) -> None:
     njit, asked = numba.njit, []
 
@@ -150,7 +165,7 @@ def test_a_forked_worker_can_use_the_operators_after_its_parent_used_threads() -
     script = """
 import os
 import numpy as np
-from ican_ml.encoding import cpu
+from ican_ml.encoding import cpu, cuda_device
 from ican_ml.encoding.csr import CSRBatch
 cpu.WORK_WORTH_THREADS = 0
 batch = CSRBatch.from_dense(np.ones((8, 8)), keep_zeros=False)
