@@ -1,20 +1,29 @@
 """Where kernels run: finding a CUDA device, compiling the sources in `kernels/`, launching on torch's current stream.
 
-Sources are compiled when they are first used and kept on disk by CuPy, keyed by source, options and architecture
-(CUPY_CACHE_DIR, else ~/.cupy/kernel_cache). CuPy is imported when a device is first asked for.
+A source is compiled by NVRTC when it is first used and kept on disk, named by what went in: source, options, compiler
+and architecture (in CUPY_CACHE_DIR, else ~/.cupy/kernel_cache; for the process alone where that cannot be written).
+CuPy would compile it too, but has subnormal numbers flushed to zero, and these decide which entries are tokens.
+CuPy is imported when a device is first asked for.
 """
 
 from __future__ import annotations
 
+import os
 import sys
+import tempfile
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
+from hashlib import sha256
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from ican_ml.resources import resource_folder
+
+OPTIONS = ("--std=c++17",)
+"""What the compiler is told of every source. No fast-math: subnormal numbers count, divisions are exact."""
 
 
 class Device(Protocol):
@@ -66,12 +75,48 @@ class CudaDevice:
         function((blocks,), (threads,), values, shared_mem=shared_bytes)
 
 
-@cache
-def _module(xp: Any, device: int, source: str) -> Any:
+def source_text(source: str) -> str:
+    """The text of `kernels/<source>.cu` as the compiler gets it, `common.cuh` in its place."""
     folder = resource_folder("kernels")
     common = (folder / "common.cuh").read_text().replace("#pragma once\n", "")
-    code = (folder / f"{source}.cu").read_text().replace('#include "common.cuh"\n', common)
-    return xp.RawModule(code=code, options=("--std=c++17",))
+    return (folder / f"{source}.cu").read_text().replace('#include "common.cuh"\n', common)
+
+
+def compiled(nvrtc: Any, source: str, architecture: str) -> Path:
+    """The file of a source compiled for an architecture such as "sm_90"; `nvrtc` is `cupy.cuda.nvrtc`.
+
+    Raises
+    ------
+    RuntimeError
+        When the compiler refuses the source; the message is its log.
+    """
+    text, options = source_text(source), (*OPTIONS, f"--gpu-architecture={architecture}")
+    digest = sha256(repr((text, options, nvrtc.getVersion())).encode()).hexdigest()[:16]
+    folder = Path(os.environ.get("CUPY_CACHE_DIR") or Path.home() / ".cupy" / "kernel_cache")
+    path = folder / f"ican_{source}_{architecture}_{digest}.cubin"
+    if path.exists():
+        return path
+    program = nvrtc.createProgram(text, f"{source}.cu", (), ())
+    try:
+        nvrtc.compileProgram(program, options)
+        binary = nvrtc.getCUBIN(program)
+    except nvrtc.NVRTCError as error:
+        raise RuntimeError(f"{source}.cu: {error}\n{nvrtc.getProgramLog(program)}") from None
+    finally:
+        nvrtc.destroyProgram(program)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        written = Path(tempfile.mkstemp(dir=folder, suffix=".part")[1])
+    except OSError:
+        written = path = Path(tempfile.mkdtemp(prefix="ican_kernels_")) / path.name
+    written.write_bytes(binary)
+    return written.replace(path)
+
+
+@cache
+def _module(xp: Any, device: int, source: str) -> Any:
+    architecture = f"sm_{xp.cuda.Device(device).compute_capability}"
+    return xp.RawModule(path=str(compiled(xp.cuda.nvrtc, source, architecture)))
 
 
 @cache
