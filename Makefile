@@ -37,7 +37,7 @@ types: $(VENV)/.dev  ## Check the types
 	$(BIN)/mypy --strict ican_ml train.py
 
 clean:  ## Remove .venv, builds and caches (runs/ stays)
-	rm -rf $(VENV) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) build dist .emulator .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find ican_ml tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.train: pyproject.toml constraints.txt
@@ -51,6 +51,10 @@ $(VENV)/.train: pyproject.toml constraints.txt
 
 $(VENV)/.bench: $(VENV)/.train
 	@$(PIP) --editable '.[bench]'
+	@touch $@
+
+$(VENV)/.kernels: $(VENV)/.train
+	@$(PIP) --editable '.[kernels]'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.train
