@@ -11,7 +11,7 @@ PYTEST ?= --numprocesses 2 --dist loadfile --durations 10
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test studies lint format types clean
+.PHONY: help demo test studies gpu lint format types clean
 
 help:  ## Say what can be made
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile
@@ -24,6 +24,10 @@ test: $(VENV)/.train  ## Run the tests
 
 studies: $(VENV)/.bench  ## Measure what is too slow for the tests (hours; goes on where it stopped)
 	$(foreach study,$(STUDIES),$(BIN)/python benchmarks/$(study) --check && )true
+
+gpu: $(VENV)/.gpu  ## Test and measure on a GPU (needs one)
+	$(BIN)/python -m pytest tests/gpu
+	$(BIN)/python benchmarks/gpu.py --check
 
 lint: $(VENV)/.dev  ## Check style and format
 	$(BIN)/ruff check .
@@ -55,6 +59,10 @@ $(VENV)/.bench: $(VENV)/.train
 
 $(VENV)/.kernels: $(VENV)/.train
 	@$(PIP) --editable '.[kernels]'
+	@touch $@
+
+$(VENV)/.gpu: $(VENV)/.train
+	@$(PIP) --editable '.[gpu]'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.train

@@ -10,7 +10,7 @@ import json
 import os
 import platform
 import subprocess
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +59,15 @@ def _machine(libraries: tuple[str, ...]) -> dict[str, Any]:
         "cpu": platform.machine(),
         "cores": os.cpu_count(),
         "python": platform.python_version(),
-        "versions": {library: version(library) for library in (*_LIBRARIES, *libraries)},
+        "versions": {library: found for library in (*_LIBRARIES, *libraries) if (found := _version(library))},
     }
+
+
+def _version(library: str) -> str | None:
+    try:
+        return version(library)
+    except PackageNotFoundError:
+        return None
 
 
 def _git(*arguments: str) -> str:

@@ -134,7 +134,7 @@ class EvaluationConfig:
 
 @dataclass(kw_only=True, slots=True)
 class EncodingConfig:
-    """Which backend runs the sparse operators: ``auto``, ``cuda``, ``cpu`` or ``reference``."""
+    """Which backend runs the sparse operators: ``cpu``, ``cuda``, ``reference``, or ``auto``, where the data lies."""
 
     backend: str = "auto"
 

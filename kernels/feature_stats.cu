@@ -4,15 +4,16 @@
 // takes at most a thread an entry at a time, all of one row. Where their features ascend strictly no two are one, and
 // every thread adds to sums of its own: no atomics, and one order of additions. The barrier that joins what the
 // threads saw also parts a step from the next. Other steps (features out of order, or twice) take warp by warp and, of
-// equal features, lane by lane: slow, and as repeatable. Entries are loaded a step ahead. A block reads all ids of its
-// rows but the values of its tile alone: 8 bytes an entry from memory (4 in 16 bits), and its tiles' ids again from
-// the second-level cache. Parts are added in the order of rows by a second kernel.
+// equal features, lane by lane: slow, and as repeatable. Entries are loaded STEPS_AHEAD steps ahead: a step is much
+// shorter than memory's delay. Blocks of one part run side by side and read the same entries: 8 bytes each from memory
+// (4 in 16 bits), and as many again a tile from the second-level cache. Parts are added in the order of rows by a second
+// kernel.
 //
 // Launch: feature_stats: STATS_THREADS threads; blocks of parts x tiles, tiles first; dynamic shared memory of
 // 20 bytes a feature of a tile. feature_stats_total: THREADS threads, any number of blocks.
 #include "common.cuh"
 
-constexpr int STATS_THREADS = 1024;
+constexpr int STATS_THREADS = 1024, STEPS_AHEAD = 4;
 
 struct Sums {  // of a tile
     double *sum, *squares;
@@ -25,47 +26,58 @@ struct Sums {  // of a tile
     }
 };
 
-// Walks the entries of rows first..last - 1, at most STATS_THREADS of one row at a time.
+struct Entry {
+    int feature;  // within the tile; -1: none
+    float value;
+};
+
+// What a thread has loaded of a step. Nothing is computed of it before the step's turn: until then it may be on its way.
+template <class Value, class Id>
+struct Loaded {
+    bool step, held;  // whether there is such a step, and an entry of it for this thread
+    Id id, id_before;
+    Value value;
+
+    // Whether the entry's feature lies above that of the entry before.
+    __device__ __forceinline__ bool ascends() const { return !held || threadIdx.x == 0 || id_before < id; }
+
+    __device__ __forceinline__ Entry entry(int first_feature, int n_features) const {
+        const int feature = held ? static_cast<int>(id) - first_feature : -1;
+        return feature < 0 || feature >= n_features ? Entry{-1, 0} : Entry{feature, static_cast<float>(value)};
+    }
+};
+
+// Walks the entries of rows row..last - 1, at most STATS_THREADS of one row at a time.
 template <class Value, class Id>
 struct Steps {
     const i64* indptr;
     const Id* ids;
     const Value* values;
     i64 row, last, next, end;  // next entry of the row, and the row's end
-    int first_feature, n_features;
 
-    struct Entry {
-        int feature;  // within the tile; -1: none
-        float value;
-        bool ascends;  // its feature lies above that of the entry before
-    };
-
-    // This thread's entry of the next step; false behind the last.
-    __device__ bool load(Entry& entry) {
-        while (next >= end) {
-            if (row >= last) return false;
+    // This thread's part of the next step.
+    __device__ __forceinline__ Loaded<Value, Id> load() {
+        Loaded<Value, Id> loaded = {};
+        while (next >= end && row < last) {
             const Row at = row_at(indptr, row++);
             next = at.start;
             end = at.start + at.size;
         }
+        loaded.step = next < end;
         const i64 i = next + threadIdx.x;
-        entry = {-1, 0, true};
-        if (i < end) {
-            const int id = ids[i], feature = id - first_feature;
-            entry.ascends = threadIdx.x == 0 || static_cast<int>(ids[i - 1]) < id;
-            if (feature >= 0 && feature < n_features) {
-                entry.feature = feature;
-                entry.value = values[i];
-            }
+        loaded.held = i < end;
+        if (loaded.held) {
+            loaded.id = ids[i];
+            loaded.id_before = ids[threadIdx.x == 0 ? i : i - 1];
+            loaded.value = values[i];
         }
         next += STATS_THREADS;
-        return true;
+        return loaded;
     }
 };
 
 // Adds a step's entries in their order, whatever their features.
-template <class Entry>
-__device__ void add_in_turn(const Sums& sums, const Entry& entry) {
+__device__ inline void add_in_turn(const Sums& sums, const Entry& entry) {
     for (int warp = 0; warp < STATS_THREADS / WARP; ++warp) {
         if (warp == warp_of_thread()) {
             const u32 peers = __match_any_sync(ALL_LANES, entry.feature);
@@ -94,18 +106,22 @@ __device__ void sum_features(
         sums.squares[i] = 0;
         sums.count[i] = 0;
     }
-    Steps<Value, Id> steps = {indptr, indices, values, n_rows * part / n_parts, n_rows * (part + 1) / n_parts, 0, 0,
-                              first_feature, width};
-    typename Steps<Value, Id>::Entry entry, following;
-    bool more = steps.load(entry);
-    while (more) {
-        more = steps.load(following);
-        if (__syncthreads_and(entry.ascends)) {
-            if (entry.feature >= 0) sums.add(entry.feature, entry.value);
-        } else {
-            add_in_turn(sums, entry);
+    Steps<Value, Id> steps = {indptr, indices, values, n_rows * part / n_parts, n_rows * (part + 1) / n_parts, 0, 0};
+    Loaded<Value, Id> ahead[STEPS_AHEAD];
+#pragma unroll
+    for (int i = 0; i < STEPS_AHEAD; ++i) ahead[i] = steps.load();
+    while (ahead[0].step) {
+#pragma unroll
+        for (int i = 0; i < STEPS_AHEAD; ++i) {  // behind the last step are steps without entries
+            const Loaded<Value, Id> loaded = ahead[i];
+            ahead[i] = steps.load();
+            const Entry entry = loaded.entry(first_feature, width);
+            if (!__syncthreads_and(loaded.ascends())) {
+                add_in_turn(sums, entry);
+            } else if (entry.feature >= 0) {
+                sums.add(entry.feature, entry.value);
+            }
         }
-        entry = following;
     }
     __syncthreads();
     const i64 out = static_cast<i64>(part) * n_features + first_feature;

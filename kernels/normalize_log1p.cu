@@ -7,25 +7,25 @@
 // Launch: THREADS threads; any number of blocks. `refused` counts entries that are negative or NaN.
 #include "common.cuh"
 
-template <int GROUP>
-__device__ __forceinline__ double group_sum(double x) {
-    if constexpr (GROUP == WARP) {
-        return warp_sum(x);
-    } else {
-        return block_sum(x);
-    }
-}
-
-// Sum of a row in every thread of its group; this thread's entries that are no counts are added to `refused`.
+// Sum of a row in every thread of its group; this thread's entries that are no counts are added to `refused`. A warp
+// adds in the order of a block: a row's sum depends on that row alone.
 template <int GROUP, class Value>
 __device__ __forceinline__ double row_total(const Value* row, int size, int& refused) {
-    double sum = 0;
-    for (int i = threadIdx.x % GROUP; i < size; i += GROUP) {
-        const float value = row[i];
-        refused += !(value >= 0);
-        sum += value;
+    double total = 0;
+    for (int first = 0; first < (GROUP == WARP ? min(size, THREADS) : 1); first += WARP) {
+        double sum = 0;
+        for (int i = first + threadIdx.x % GROUP; i < size; i += THREADS) {
+            const float value = row[i];
+            refused += !(value >= 0);
+            sum += value;
+        }
+        if constexpr (GROUP == WARP) {
+            total += warp_sum(sum);
+        } else {
+            total = block_sum(sum);
+        }
     }
-    return group_sum<GROUP>(sum);
+    return total;
 }
 
 template <int GROUP, class Value>

@@ -7,6 +7,7 @@ in parallel.
 """
 
 import os
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,15 +29,17 @@ _SIMULATED_SUBJECTS = 240
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip tests marked ``gpu`` where torch finds no CUDA device."""
+    """Skip tests marked ``gpu`` where torch or CuPy is missing, or torch finds no CUDA device."""
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if not marked:
         return
-    import torch
+    missing = [name for name in ("torch", "cupy") if not find_spec(name)]
+    if not missing:
+        import torch
 
-    if not torch.cuda.is_available():
-        for item in marked:
-            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+        missing = [] if torch.cuda.is_available() else ["a CUDA device"]
+    for item in marked if missing else ():
+        item.add_marker(pytest.mark.skip(reason=f"needs {' and '.join(missing)}"))
 
 
 @pytest.fixture(scope="session")

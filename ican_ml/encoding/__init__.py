@@ -6,6 +6,7 @@ row alone, so a patient gets the same answer alone as in a batch, on any number 
 outputs are equal bit for bit; float outputs lie within twice the error that plain float32 has against float64.
 
 Three backends keep one contract: `reference` (NumPy, the oracle and the single-patient serving path), `cpu` (Numba)
-and `cuda` (CuPy, `kernels/`). `backend="auto"` takes the fastest that runs here; naming one that cannot run raises
+and `cuda` (CuPy, `kernels/`). `backend="auto"` goes where the data lies: batches on a device
+(`CSRBatch.to_device`) stay there; `"cuda"` takes host memory to the device and back. Naming one that cannot run raises
 `BackendUnavailable`. Import the modules by name: this package itself loads nothing.
 """

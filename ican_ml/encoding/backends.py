@@ -16,7 +16,7 @@ from typing import Any, Literal, Protocol, cast
 import numpy.typing as npt
 
 from ican_ml.encoding import cuda_device
-from ican_ml.encoding.csr import Bool, CSRBatch, Float32, Float64, Int32, Int64
+from ican_ml.encoding.csr import Bool, CSRBatch, Float32, Float64, Int32, Int64, on_device
 
 Backend = Literal["auto", "cuda", "cpu", "reference"]
 
@@ -51,25 +51,30 @@ class EncodingBackend(Protocol):
     ) -> Float32: ...
 
 
-def resolve(name: Backend) -> EncodingBackend:
-    """Backend module of that name; "auto" is the fastest that runs here: cuda, then cpu, then reference.
+def resolve(name: Backend, data: Any = None) -> EncodingBackend:
+    """Backend module of that name; "auto" goes where the data lies: cuda on a device, else cpu, or reference.
+
+    Parameters
+    ----------
+    data
+        An array that the backend will read.
 
     Raises
     ------
     ValueError
-        When the name is not a backend's.
+        When the name is not a backend's, or data on a device is meant for a backend that reads the host's memory.
     BackendUnavailable
         When the backend cannot run on this machine.
     """
     if name not in _NAMES:
         raise ValueError(f"backend must be one of {', '.join(_NAMES)}; got {name!r}")
-    return _load(_fastest() if name == "auto" else name)
+    if on_device(data) and name not in ("auto", "cuda"):
+        raise ValueError(f"data on a CUDA device needs backend 'auto' or 'cuda', got {name!r}; or copy it to the host")
+    return _load(name if name != "auto" else "cuda" if on_device(data) else _fastest_of_host())
 
 
 @cache
-def _fastest() -> str:
-    if cuda_device.available():
-        return "cuda"
+def _fastest_of_host() -> str:
     return "cpu" if find_spec("numba") else "reference"
 
 

@@ -34,7 +34,7 @@ def bag(batch: CSRBatch, table: Float32, *, backend: Backend = "auto") -> Float3
         When the table has another dtype or shape.
     """
     _check("table", table, batch.n_features)
-    return resolve(backend).bag(batch.indptr, batch.indices, batch.values, table)
+    return resolve(backend, batch.values).bag(batch.indptr, batch.indices, batch.values, table)
 
 
 def bag_transposed(batch: CSRBatch, rows_table: Float32, *, backend: Backend = "auto") -> Float32:
@@ -55,7 +55,9 @@ def bag_transposed(batch: CSRBatch, rows_table: Float32, *, backend: Backend = "
         When the table has another dtype or shape.
     """
     _check("rows_table", rows_table, batch.n_rows)
-    return resolve(backend).bag_transposed(batch.indptr, batch.indices, batch.values, rows_table, batch.n_features)
+    return resolve(backend, batch.values).bag_transposed(
+        batch.indptr, batch.indices, batch.values, rows_table, batch.n_features
+    )
 
 
 def _check(name: str, table: Float32, n_rows: int) -> None:

@@ -40,4 +40,4 @@ def bin_values(batch: CSRBatch, n_bins: int, *, backend: Backend = "auto") -> In
     """
     if not 1 <= n_bins <= _MOST_BINS:
         raise ValueError(f"n_bins must lie in 1..{_MOST_BINS}, got {n_bins}")
-    return resolve(backend).bin_values(batch, int(n_bins))
+    return resolve(backend, batch.values).bin_values(batch, int(n_bins))

@@ -239,12 +239,19 @@ def _row_ids(indptr: Tensor) -> Tensor:
 
 
 def _check_bounds(indptr: Tensor, indices: Tensor, n_values: int, n_features: int) -> None:
-    """Refuse what would read outside the arrays; on other devices the operators there check, without a wait."""
+    """Refuse what would read outside the arrays; contents on other devices are checked there, without a wait."""
+    if indices.shape[0] != n_values or indptr.shape[0] == 0:
+        raise ValueError(
+            f"expected rows + 1 pointers, and as many indices as values, got {indptr.shape[0]} pointers, "
+            f"{indices.shape[0]} indices and {n_values} values"
+        )
     if indptr.device.type != "cpu":
         return
     offsets, ids = (tensor.contiguous().numpy() for tensor in (indptr, indices))
-    if not (offsets.size and offsets[-1] - offsets[0] == ids.size == n_values):
-        raise ValueError(f"indptr must span as many entries as there are indices and values, {ids.size} and {n_values}")
+    if offsets[-1] - offsets[0] != ids.size:
+        raise ValueError(
+            f"indptr must span as many entries as there are indices, {ids.size}; it spans {offsets[-1] - offsets[0]}"
+        )
     if (offsets[1:] < offsets[:-1]).any():
         raise ValueError("indptr must never decrease: a row ends where the next one starts")
     if ids.size and ids.view(f"uint{8 * ids.itemsize}").max() >= n_features:

@@ -33,7 +33,7 @@ _SUFFIX = {"float32": "f32", "uint16": "u16", "int32": "i32"}
 def to_device(batch: CSRBatch) -> tuple[Any, Any, Any]:
     """Arrays of a batch on the device; those that lie there are shared."""
     with device().current():
-        return tuple(map(device().xp.asarray, (batch.indptr, batch.indices, batch.values)))
+        return tuple(_put(batch.indptr, batch.indices, batch.values))
 
 
 def on_tensors(function: Callable[..., Any], tensors: Sequence[Any], *numbers: int) -> Any:
@@ -239,12 +239,13 @@ def _suffix(array: Any) -> str:
 
 
 def _put(*arrays: Any) -> list[Any]:
-    return [device().xp.asarray(array) for array in arrays]
+    return [device().to_device(array) for array in arrays]
 
 
 def _put_ids(indices: Any) -> Any:
-    ids = device().xp.asarray(indices)
-    return ids.astype(np.int32) if ids.dtype == np.int64 else ids
+    """Ids of 32 or 16 bits; what does not fit becomes one that no table has."""
+    ids = device().to_device(indices)
+    return ids.clip(-1, np.iinfo(np.int32).max).astype(np.int32) if ids.dtype == np.int64 else ids
 
 
 def _empty(shape: Any, kind: Any) -> Any:
@@ -257,7 +258,7 @@ def _zeros(shape: Any, kind: Any) -> Any:
 
 def _room_for(out: Any) -> Any:
     """An array on the device for results that `out` shall hold: itself where it lies there."""
-    return out if on_device(out) else _empty(out.shape, out.dtype)
+    return out if on_device(out) and out.flags.c_contiguous else _empty(out.shape, out.dtype)
 
 
 def _fetch(array: Any, like: Any) -> Any:
@@ -266,5 +267,7 @@ def _fetch(array: Any, like: Any) -> Any:
 
 
 def _fetch_into(array: Any, out: Any) -> None:
-    if array is not out:
+    if on_device(out) and array is not out:
+        out[...] = array
+    elif array is not out:
         device().to_host(array, out)

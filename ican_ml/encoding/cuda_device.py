@@ -20,6 +20,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from ican_ml.encoding.csr import on_device
 from ican_ml.resources import resource_folder
 
 OPTIONS = ("--std=c++17",)
@@ -37,6 +38,10 @@ class Device(Protocol):
 
     def current(self) -> AbstractContextManager[Any]:
         """The stream that arrays and kernels are ordered by."""
+        ...
+
+    def to_device(self, array: Any) -> Any:
+        """A contiguous array on the device, itself where it is one."""
         ...
 
     def to_host(self, array: Any, out: Any = None) -> Any:
@@ -62,7 +67,11 @@ class CudaDevice:
         torch: Any = sys.modules.get("torch")
         if torch is None or not torch.cuda.is_initialized():
             return nullcontext()
-        return self.xp.cuda.ExternalStream(torch.cuda.current_stream().cuda_stream)
+        return self.xp.cuda.Stream.from_external(torch.cuda.current_stream())
+
+    def to_device(self, array: Any) -> Any:
+        """See `Device.to_device`."""
+        return self.xp.asarray(array, order="C", blocking=True)
 
     def to_host(self, array: Any, out: Any = None) -> Any:
         """See `Device.to_host`."""
@@ -71,7 +80,7 @@ class CudaDevice:
     def launch(self, source: str, kernel: str, blocks: int, threads: int, shared_bytes: int, *arguments: Any) -> None:
         """See `Device.launch`."""
         values = tuple(np.uint64(0) if argument is None else argument for argument in arguments)
-        function = _kernel(self.xp, self.xp.cuda.Device().id, source, kernel, shared_bytes)
+        function = _kernel(self.xp, self.xp.cuda.Device().id, source, kernel)
         function((blocks,), (threads,), values, shared_mem=shared_bytes)
 
 
@@ -120,10 +129,11 @@ def _module(xp: Any, device: int, source: str) -> Any:
 
 
 @cache
-def _kernel(xp: Any, device: int, source: str, kernel: str, shared_bytes: int) -> Any:
+def _kernel(xp: Any, device: int, source: str, kernel: str) -> Any:
+    """A kernel that may use all the shared memory of a block; what a launch asks for decides what it takes."""
     function = _module(xp, device, source).get_function(kernel)
-    if shared_bytes > function.max_dynamic_shared_size_bytes:
-        function.max_dynamic_shared_size_bytes = shared_bytes
+    largest = int(xp.cuda.Device(device).attributes["MaxSharedMemoryPerBlockOptin"])
+    function.max_dynamic_shared_size_bytes = largest - function.shared_size_bytes
     return function
 
 
@@ -151,3 +161,8 @@ def why_unavailable() -> str:
 def device() -> Device:
     """The device of this process."""
     return CudaDevice()
+
+
+def stream_of(array: Any) -> AbstractContextManager[Any]:
+    """The stream that an array's arithmetic is ordered by; nothing for one in host memory."""
+    return device().current() if on_device(array) else nullcontext()

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from ican_ml.encoding.backends import Backend, resolve
 from ican_ml.encoding.csr import CSRBatch, Float64, Int64
+from ican_ml.encoding.cuda_device import stream_of
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -57,11 +58,12 @@ def feature_stats(batches: CSRBatch | Iterable[CSRBatch], *, backend: Backend = 
     """
     total: FeatureStats | None = None
     for batch in [batches] if isinstance(batches, CSRBatch) else batches:
-        sums, squares, count = resolve(backend).feature_stats(batch)
+        sums, squares, count = resolve(backend, batch.values).feature_stats(batch)
         if total is not None and total.sum.size != sums.size:
             raise ValueError(f"batches must have one width, got {total.sum.size} and {sums.size} features")
         part = FeatureStats(sum=sums, sum_of_squares=squares, count=count)
-        total = part if total is None else total + part
+        with stream_of(part.sum):
+            total = part if total is None else total + part
     if total is None:
         raise ValueError("feature_stats needs at least one batch of rows, got none")
     return total

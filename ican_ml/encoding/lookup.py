@@ -12,7 +12,7 @@ from ican_ml.encoding.csr import Bool, CSRBatch, Float32
 
 def row_sums(batch: CSRBatch, *, backend: Backend = "auto") -> Float32:
     """Total of every row, float32 [rows]: the size factor that `normalize_log1p` divides by, rounded once."""
-    return resolve(backend).row_sums(batch)
+    return resolve(backend, batch.values).row_sums(batch)
 
 
 def lookup(batch: CSRBatch, features: npt.ArrayLike, *, backend: Backend = "auto") -> tuple[Float32, Bool]:
@@ -37,7 +37,7 @@ def lookup(batch: CSRBatch, features: npt.ArrayLike, *, backend: Backend = "auto
     ValueError
         When a feature id lies outside -1..features - 1, or the shape is another.
     """
-    resolve(backend)
+    resolve(backend, batch.values)
     wanted = np.asarray(features)
     if wanted.ndim not in (1, 2) or wanted.shape[:-1] not in ((), (batch.n_rows,)):
         raise ValueError(f"features must be feature ids [q] or [{batch.n_rows}, q], got {wanted.dtype} {wanted.shape}")

@@ -9,6 +9,7 @@ import numpy as np
 
 from ican_ml.encoding.backends import Backend, resolve
 from ican_ml.encoding.csr import CSRBatch, Float32
+from ican_ml.encoding.cuda_device import stream_of
 
 NOT_COUNTS = (
     "normalize_log1p reads counts: every value must be zero or more, but the batch holds a negative value or NaN; "
@@ -46,10 +47,11 @@ def normalize_log1p(
     """
     check_target_sum(target_sum)
     if out is None:
-        out = np.empty_like(batch.values, np.float32)
+        with stream_of(batch.values):
+            out = np.empty_like(batch.values, np.float32)
     elif out.dtype != np.float32 or out.shape != (batch.nnz,) or not out.flags.c_contiguous:
         raise ValueError(f"out must be contiguous float32 ({batch.nnz},), got {out.dtype} {out.shape}")
-    if resolve(backend).normalize_log1p(batch, float(target_sum), out):
+    if resolve(backend, batch.values).normalize_log1p(batch, float(target_sum), out):
         raise ValueError(NOT_COUNTS)
     return batch.with_values(out)
 

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from ican_ml.encoding.backends import Backend, resolve
 from ican_ml.encoding.csr import Bool, Int64
+from ican_ml.encoding.cuda_device import stream_of
 
 Padded = tuple[list[npt.NDArray[Any]], Bool]
 
@@ -52,27 +53,30 @@ def pad_ragged(
     ValueError
         When offsets decrease or do not span the columns, or `fills` or `out` do not belong to the columns.
     """
-    n_rows = offsets.size - 1
-    if offsets.dtype != np.int64 or n_rows < 0 or (offsets[1:] < offsets[:-1]).any():
-        raise ValueError(f"offsets must be int64 [rows + 1] and never decrease, got {offsets.dtype} {offsets.shape}")
-    for column in columns:
-        if column.shape != (offsets[-1] - offsets[0],):
+    with stream_of(offsets):
+        n_rows = offsets.size - 1
+        if offsets.dtype != np.int64 or n_rows < 0 or (offsets[1:] < offsets[:-1]).any():
             raise ValueError(
-                f"columns must have {offsets[-1] - offsets[0]} entries, as offsets span; got {column.shape}"
+                f"offsets must be int64 [rows + 1] and never decrease, got {offsets.dtype} {offsets.shape}"
             )
-    if width < 0:
-        raise ValueError(f"width must be zero or more, got {width}")
-    wanted = [0] * len(columns) if fills is None else fills
-    if len(wanted) != len(columns):
-        raise ValueError(f"fills must have one value a column, {len(columns)}; got {len(wanted)}")
-    shape = (n_rows, width)
-    padded, mask = out or (
-        [np.empty_like(column, shape=shape) for column in columns],
-        np.empty_like(offsets, np.bool_, shape=shape),
-    )
-    expected = [(shape, column.dtype) for column in columns] + [(shape, mask.dtype)]
-    if mask.dtype != np.bool_ or [(array.shape, array.dtype) for array in (*padded, mask)] != expected:
-        raise ValueError(f"out must be a result for {len(columns)} columns of these dtypes, each array {shape}")
-    scalars = [column.dtype.type(fill) for column, fill in zip(columns, wanted, strict=True)]
-    resolve(backend).pad_ragged(offsets, columns, scalars, padded, mask)
+        for column in columns:
+            if column.shape != (offsets[-1] - offsets[0],):
+                raise ValueError(
+                    f"columns must have {offsets[-1] - offsets[0]} entries, as offsets span; got {column.shape}"
+                )
+        if width < 0:
+            raise ValueError(f"width must be zero or more, got {width}")
+        wanted = [0] * len(columns) if fills is None else fills
+        if len(wanted) != len(columns):
+            raise ValueError(f"fills must have one value a column, {len(columns)}; got {len(wanted)}")
+        shape = (n_rows, width)
+        padded, mask = out or (
+            [np.empty_like(column, shape=shape) for column in columns],
+            np.empty_like(offsets, np.bool_, shape=shape),
+        )
+        expected = [(shape, column.dtype) for column in columns] + [(shape, mask.dtype)]
+        if mask.dtype != np.bool_ or [(array.shape, array.dtype) for array in (*padded, mask)] != expected:
+            raise ValueError(f"out must be a result for {len(columns)} columns of these dtypes, each array {shape}")
+        scalars = [column.dtype.type(fill) for column, fill in zip(columns, wanted, strict=True)]
+        resolve(backend, offsets).pad_ragged(offsets, columns, scalars, padded, mask)
     return padded, mask

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from ican_ml.encoding.backends import Backend, resolve
 from ican_ml.encoding.csr import CSRBatch, Float32, Int32, row_numbers
+from ican_ml.encoding.cuda_device import stream_of
 from ican_ml.encoding.normalize_log1p import NOT_COUNTS, check_target_sum
 
 
@@ -50,7 +51,9 @@ def rank_tokens(
     """
     _check(batch, scale, k)
     rows = np.arange(batch.n_rows, dtype=np.int64)
-    tokens, _, lengths, _ = resolve(backend).rank_tokens(batch, rows, scale, int(k), bool(by_magnitude), None)
+    tokens, _, lengths, _ = resolve(backend, batch.values).rank_tokens(
+        batch, rows, scale, int(k), bool(by_magnitude), None
+    )
     return tokens, lengths
 
 
@@ -93,9 +96,10 @@ def row_tokens(
     _check(batch, scale, k)
     if target_sum is not None:
         check_target_sum(target_sum)
-    wanted = row_numbers(rows, batch.n_rows)
+    with stream_of(rows):
+        wanted = row_numbers(rows, batch.n_rows)
     options = (int(k), bool(by_magnitude), float(target_sum or 0))
-    tokens, values, lengths, refused = resolve(backend).rank_tokens(batch, wanted, scale, *options)
+    tokens, values, lengths, refused = resolve(backend, batch.values).rank_tokens(batch, wanted, scale, *options)
     if refused:
         raise ValueError(NOT_COUNTS)
     return tokens, values, lengths

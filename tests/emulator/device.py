@@ -39,6 +39,9 @@ class EmulatedDevice:
     def current(self) -> Any:
         return nullcontext()
 
+    def to_device(self, array: Any) -> Any:
+        return np.ascontiguousarray(array)
+
     def to_host(self, array: Any, out: Any = None) -> Any:
         if out is None:
             return array

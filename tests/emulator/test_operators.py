@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from hypothesis import strategies as st
+from scipy.sparse import vstack
 
 from ican_ml.encoding import cpu, cuda
 from ican_ml.encoding.backends import Backend
@@ -195,11 +196,21 @@ def test_orders_of_threads_and_blocks_change_no_bit(device: EmulatedDevice) -> N
 
 
 def test_a_row_gets_the_same_bits_alone_as_in_a_batch(device: EmulatedDevice) -> None:
-    batch, rng = random_batch(4, 300, 0.5), np.random.default_rng(0)
+    rng = np.random.default_rng(0)
+    counts = random_batch(4, 300, 0.5)
+    short, long = random_batch(30, 300, 0.02), random_batch(1, 300, 1).to_scipy()
     table = rng.standard_normal((300, 70)).astype(np.float32)
-    together = bag(batch, table, backend="cuda")
-    for r in range(4):
-        np.testing.assert_array_equal(bag(batch.rows(r, r + 1), table, backend="cuda")[0], together[r])
+    for batch in (counts, CSRBatch.from_scipy(vstack([long, short.to_scipy()]).tocsr())):  # a block or a warp a row
+        values = np.exp(rng.standard_normal(batch.nnz)).astype(np.float32) * np.float32(1e4)
+        batch = batch.with_values(values)
+        together = (row_sums(batch, backend="cuda"), bag(batch, table, backend="cuda"))
+        normal = normalize_log1p(batch, backend="cuda")
+        for r in range(batch.n_rows):
+            alone = batch.rows(r, r + 1)
+            _equal(
+                (row_sums(alone, backend="cuda"), bag(alone, table, backend="cuda")), [x[r : r + 1] for x in together]
+            )
+            _equal([normalize_log1p(alone, backend="cuda").values], [normal.rows(r, r + 1).values])
 
 
 def test_what_leads_outside_a_table_stops_the_kernel(device: EmulatedDevice) -> None:

@@ -137,7 +137,7 @@ def test_torch_finds_no_fault_with_the_operators(lengths: list[int], dtype: torc
         ({"indptr": torch.tensor([0, 1, 2, 3], dtype=torch.int32)}, "int64 indptr"),
         ({"indices": torch.tensor([0, 1, FEATURES])}, r"got 0\.\.30"),
         ({"indices": torch.tensor([0, -1, 1], dtype=torch.int32)}, r"got -1\.\.1"),
-        ({"values": torch.zeros(2)}, "3 and 2"),
+        ({"values": torch.zeros(2)}, "3 indices and 2 values"),
         ({"values": torch.zeros(3, dtype=torch.float64)}, "one floating dtype"),
         ({"values": torch.zeros(3, 1)}, "1 dimension"),
     ],
