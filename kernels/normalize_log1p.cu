@@ -8,7 +8,7 @@
 #include "common.cuh"
 
 // Sum of a row in every thread of its group; this thread's entries that are no counts are added to `refused`. A warp
-// adds in the order of a block: a row's sum depends on that row alone.
+// adds in the order of a block, so that a row's sum does not depend on how long its neighbours are.
 template <int GROUP, class Value>
 __device__ __forceinline__ double row_total(const Value* row, int size, int& refused) {
     double total = 0;
