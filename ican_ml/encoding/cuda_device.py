@@ -113,12 +113,13 @@ def compiled(nvrtc: Any, source: str, architecture: str) -> Path:
         raise RuntimeError(f"{source}.cu: {error}\n{nvrtc.getProgramLog(program)}") from None
     finally:
         nvrtc.destroyProgram(program)
+    written = path.with_suffix(f".{os.getpid()}.part")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        written = Path(tempfile.mkstemp(dir=folder, suffix=".part")[1])
+        written.write_bytes(binary)
     except OSError:
         written = path = Path(tempfile.mkdtemp(prefix="ican_kernels_")) / path.name
-    written.write_bytes(binary)
+        written.write_bytes(binary)
     return written.replace(path)
 
 

@@ -130,8 +130,8 @@ def table(kernels: Iterable[Kernel], compiler: str) -> str:
     for kernel in kernels:
         families[kernel.source, _VARIANT.sub("", kernel.name)].append(kernel)
     lines = [
-        f"NVRTC {compiler}. The most over the variants of a kernel: registers a thread; over the architectures too,",
-        "bytes of static shared memory a block, and of stack and spills (stores and loads) a thread.",
+        f"NVRTC {compiler}. Of a kernel's variants the most: registers a thread, by architecture; on any of these,",
+        "bytes of static shared memory a block, and bytes of stack and of spills (stores and loads) a thread.",
         "",
         "| source | kernel | variants | " + " | ".join(ARCHITECTURES) + " | shared | stack | spills |",
         "|---|---|" + "--:|" * (len(ARCHITECTURES) + 4),
