@@ -7,14 +7,22 @@ and unit, sorted or not, in any number of files; ``records/metadata/codes.parque
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import hashlib
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 
-from ican_ml.records.store import RecordStore, build_store
+from ican_ml.records.build import ARRAYS, FORMAT, Chunk, build
+from ican_ml.records.store import RecordStore
 from ican_ml.records.vocabulary import Int64
 
 _T = TypeVar("_T")
@@ -24,13 +32,18 @@ class RecordError(ValueError):
     """A record dataset that cannot be read: says what was expected, what was found and how to fix it."""
 
 
-def read_records(cohort_path: str | Path) -> RecordStore:
+def read_records(cohort_path: str | Path, stores: Path | None = None, *, chunk_rows: int = 1 << 20) -> RecordStore:
     """Read the records of a cohort folder.
 
     Parameters
     ----------
     cohort_path
         Folder that holds ``records/``.
+    stores
+        Folder that keeps built stores, each under a digest of the files it was made from: made once, in bounded memory,
+        then memory-mapped. None reads into memory.
+    chunk_rows
+        Rows read at a time.
 
     Raises
     ------
@@ -44,38 +57,66 @@ def read_records(cohort_path: str | Path) -> RecordStore:
             "records/data: expected at least one .parquet file (MEDS 0.4), got none; remove records/ if the cohort has "
             "no records"
         )
-    frame = pl.concat([_read_data(path, path.relative_to(root.parent).as_posix()) for path in paths])
-    codes, units = (frame[name].unique().sort().to_list() for name in ("code", "unit"))
-    return build_store(
-        subject_id=frame["subject_id"].to_numpy(),
-        time=frame["time"].to_numpy(),
-        code=_positions(frame["code"], codes),
-        value=frame["numeric_value"].to_numpy(),
-        unit=_positions(frame["unit"], units),
-        codes=codes,
-        units=units,
-        parents=_read_parents(root / "metadata" / "codes.parquet"),
-    )
+    metadata = root / "metadata" / "codes.parquet"
+    digest_of = {path: _digest(path) for path in [*paths, *[metadata] * metadata.exists()]}
+    sources = {
+        f"{digest_of[path]}-{n}": partial(_chunks, path, path.relative_to(root.parent).as_posix(), chunk_rows)
+        for n, path in enumerate(sorted(paths, key=digest_of.__getitem__))
+    }
+    name = sha256(" ".join([FORMAT, *sorted(digest_of.values())]).encode()).hexdigest()[:32]
+    if stores is not None:
+        return build(stores / name, sources, _read_parents(metadata))
+    with tempfile.TemporaryDirectory(prefix="ican_records_") as folder:
+        store = build(Path(folder) / name, sources, _read_parents(metadata))
+        in_memory: dict[str, Any] = {name: np.array(getattr(store, name)) for name in ARRAYS}
+        return replace(store, **in_memory)
 
 
-def _read_data(path: Path, name: str) -> pl.DataFrame:
-    """One data file with the five columns of the store."""
-    schema = _readable(name, lambda: pl.read_parquet_schema(path))
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:32]
+
+
+def _chunks(path: Path, name: str, chunk_rows: int) -> Iterator[Chunk]:
+    """One data file, some rows at a time."""
+    file = _readable(name, lambda: pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False))
+    schema = _readable(name, lambda: pl.from_arrow(file.schema_arrow.empty_table()))
+    assert isinstance(schema, pl.DataFrame)
+    present = _check_columns(schema.schema, name)
+    batches = file.iter_batches(batch_size=chunk_rows, columns=present)
+    while (batch := _readable(name, lambda: next(batches, None))) is not None:
+        frame = pl.from_arrow(batch)
+        assert isinstance(frame, pl.DataFrame)
+        frame = _five_columns(frame, name)
+        codes, units = (frame[column].unique().sort().to_list() for column in ("code", "unit"))
+        yield Chunk(
+            subject_id=frame["subject_id"].to_numpy(),
+            time=frame["time"].to_numpy(),
+            code=_positions(frame["code"], codes),
+            value=frame["numeric_value"].to_numpy(),
+            unit=_positions(frame["unit"], units),
+            codes=codes,
+            units=units,
+        )
+
+
+def _check_columns(schema: Mapping[str, Any], name: str) -> list[str]:
+    """Which of the store's five columns are there."""
     missing = [column for column in ("subject_id", "time", "code") if column not in schema]
     if missing:
         raise RecordError(f"{name}: expected the MEDS columns subject_id, time, code, got no {', '.join(missing)}")
     _check_types(schema, name)
-    present: list[str] = [
-        column for column in ("subject_id", "time", "code", "numeric_value", "unit") if column in schema
-    ]
-    frame = _readable(name, lambda: pl.read_parquet(path, columns=present))
+    return [column for column in ("subject_id", "time", "code", "numeric_value", "unit") if column in schema]
+
+
+def _five_columns(frame: pl.DataFrame, name: str) -> pl.DataFrame:
     for column in ("subject_id", "code"):
         if n_null := frame[column].null_count():
             raise RecordError(
                 f"{name}: expected {column} in every row, got {n_null} rows without; remove or repair them"
             )
     empty = {"numeric_value": pl.lit(None), "unit": pl.lit("")}
-    value, unit = (pl.col(column) if column in schema else empty[column] for column in ("numeric_value", "unit"))
+    value, unit = (pl.col(column) if column in frame else empty[column] for column in ("numeric_value", "unit"))
     return frame.select(
         pl.col("subject_id").cast(pl.Int64),
         pl.col("time").cast(pl.Datetime("us")),
@@ -88,7 +129,7 @@ def _read_data(path: Path, name: str) -> pl.DataFrame:
 def _readable(name: str, read: Callable[[], _T]) -> _T:
     try:
         return read()
-    except (OSError, pl.exceptions.PolarsError):
+    except (OSError, pa.ArrowException, pl.exceptions.PolarsError):
         raise RecordError(f"{name}: expected a readable Parquet file, got damaged bytes; write it again") from None
 
 

@@ -27,7 +27,8 @@ Times = npt.NDArray[np.datetime64]
 class RecordStore:
     """Events of all subjects, flat; those of ``subject_id[s]`` are ``offsets[s]:offsets[s + 1]``.
 
-    Sorted by subject, time (static first), code, value and unit, whatever the order of the source.
+    Sorted by subject, time (static first), code, value and unit, whatever the order of the source. Arrays may be
+    memory-mapped (:mod:`ican_ml.records.build`).
 
     Attributes
     ----------
@@ -159,6 +160,11 @@ def latest_rows(subject_id: Int64, prediction_time: Times) -> Int64:
 def _renumber(old: Sequence[str], new: list[str], positions: Int64) -> Int64:
     position = {name: i for i, name in enumerate(new)}
     return np.array([position[name] for name in old], np.int64)[positions]
+
+
+def is_birth_or_death(codes: Sequence[str]) -> Bool:
+    """bool [codes]: which stand for a subject's birth or death, and not for an event."""
+    return np.array([_is(BIRTH, code) or _is(DEATH, code) for code in codes], bool)
 
 
 def _is(name: str, code: str) -> bool:
