@@ -98,6 +98,7 @@ def _schema(features: int) -> InputSchema:
         vocabulary=None,
         aggregates=None,
         max_events=EVENTS,
+        max_per_code=EVENTS,
         covariates=(),
         summary_mean=none,
         summary_inverse_sd=none,

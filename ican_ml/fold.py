@@ -23,6 +23,7 @@ from ican_ml.inputs.encode import EncodedPatients, Int64, encode
 from ican_ml.inputs.fit import fit_schema
 from ican_ml.inputs.schema import InputSchema
 from ican_ml.model.patient_transformer import PatientTransformer
+from ican_ml.records.recent import CodedRecords, RecordLoader
 from ican_ml.records.store import RecordStore
 from ican_ml.training.data import PatientData
 from ican_ml.training.design import baseline_design
@@ -78,7 +79,11 @@ def fit_fold(config: RunConfig, prepared: Prepared, split: Split) -> Fold:
 def encode_fold(config: RunConfig, prepared: Prepared, schema: InputSchema) -> Fold:
     """Encode all episodes under a schema that was fitted before."""
     states = assemble(prepared.cohort, prepared.store, prepared.episodes, config.inputs.covariates)
-    encoded = encode(schema, states.patients, backend=config.encoding.choice)
+    loader = None
+    if states.histories is not None and schema.vocabulary is not None:
+        coded = CodedRecords.of(states.histories.store, schema.vocabulary, schema.max_per_code)
+        loader = RecordLoader(states.histories, coded, schema.max_events)
+    encoded = encode(schema, states.patients, backend=config.encoding.choice, loader=loader)
     return Fold(schema=schema, states=states, encoded=encoded)
 
 

@@ -86,7 +86,12 @@ def prepare(config: RunConfig) -> Prepared:
         simulate(part, subjects=config.cohort.simulate.subjects, seed=config.cohort.simulate.seed)
         part.rename(path)
     cohort = read_cohort(path, task=config.cohort.family, modalities=config.inputs.modalities)
-    store = read_records(path) if cohort.has_records and config.inputs.records else None
+    store = None
+    if cohort.has_records and config.inputs.records:
+        stores = Path(config.runs) / ".records"
+        stores.mkdir(parents=True, exist_ok=True)
+        (stores / ".gitignore").write_text("*\n")
+        store = read_records(path, stores)
     outcomes = read_outcomes(cohort.episodes, {o.name: o.kind.value for o in config.task.outcomes})
     splits = _splits(config, cohort.episodes)
     _log.info(

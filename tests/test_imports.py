@@ -22,7 +22,8 @@ PACKAGE = ROOT / "ican_ml"
 ROOMS = (
     ("resources",),
     ("cohort",),
-    ("encoding", "records"),
+    ("encoding",),
+    ("records",),
     ("inputs",),
     ("model",),
     ("evaluation",),

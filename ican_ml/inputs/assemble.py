@@ -18,7 +18,7 @@ from ican_ml.cohort.cohort import Cohort
 from ican_ml.cohort.omics import Modality, latest_samples
 from ican_ml.inputs.encode import Int64, OmicsRows, PatientStates
 from ican_ml.inputs.regimens import Regimen
-from ican_ml.records.store import RecordStore, history
+from ican_ml.records.store import Histories, RecordStore, histories
 
 if TYPE_CHECKING:
     import polars as pl
@@ -36,6 +36,8 @@ class CohortStates:
         int64 [N], datetime64[us] [N].
     patient, slot
         int64 [episodes]: row of ``patients``, and position of the episode's regimen among that patient's regimens.
+    histories
+        Where the patients' events lie in the store.
     """
 
     patients: PatientStates
@@ -43,6 +45,7 @@ class CohortStates:
     prediction_time: npt.NDArray[np.datetime64]
     patient: Int64
     slot: Int64
+    histories: Histories | None = None
 
 
 def assemble(
@@ -70,12 +73,13 @@ def assemble(
         regimens[state].append(tuple(drugs or ()))
     subject_id = episodes["subject_id"].to_numpy()[first].astype(np.int64)
     prediction_time = episodes["prediction_time"].to_numpy()[first].astype("datetime64[us]")
+    known = histories(store, subject_id, prediction_time) if store is not None else None
     return CohortStates(
         patients=PatientStates(
             omics={
                 name: _omics_rows(modality, subject_id, prediction_time) for name, modality in cohort.modalities.items()
             },
-            events=history(store, subject_id, prediction_time) if store is not None else None,
+            events=known.events() if known is not None else None,
             covariates={name: episodes[name][first].to_list() for name in covariates},
             regimens=regimens,
         ),
@@ -83,6 +87,7 @@ def assemble(
         prediction_time=prediction_time,
         patient=patient,
         slot=slot,
+        histories=known,
     )
 
 

@@ -28,6 +28,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -40,6 +41,7 @@ from ican_ml.encoding.rank_tokens import row_tokens
 from ican_ml.inputs.regimens import EncodedRegimens, Regimen, collate_regimens, encode_regimens
 from ican_ml.inputs.schema import InputSchema, ModalitySchema
 from ican_ml.records.aggregates import aggregate
+from ican_ml.records.recent import recent
 from ican_ml.records.vocabulary import Events
 
 Float32 = npt.NDArray[np.float32]
@@ -89,8 +91,16 @@ class _Modality:
     token_values: Float32
 
 
+class Loader(Protocol):
+    """Gives padded events of rows: `ican_ml.records.recent.RecordLoader`, which needs Numba, where serving has none."""
+
+    def batch(self, rows: Int64) -> dict[str, npt.NDArray[Any]]: ...
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Events:
+    """Events that are kept, ragged; and the ages of all rows."""
+
     offsets: Int64
     code: Int64
     value: Float32
@@ -98,13 +108,39 @@ class _Events:
     gap: Float32
     age: Float32
 
+    def batch(self, rows: Int64) -> dict[str, npt.NDArray[Any]]:
+        """As a `Loader` gives them."""
+        start, length = self.offsets[rows], self.offsets[rows + 1] - self.offsets[rows]
+        offsets = np.append(0, np.cumsum(length))
+        source = np.repeat(start - offsets[:-1], length) + np.arange(offsets[-1])
+        columns: dict[str, npt.NDArray[Any]] = {
+            "code": self.code,
+            "value": self.value,
+            "has_value": self.has_value,
+            "gap": self.gap,
+        }
+        flat = [column[source] for column in columns.values()]
+        padded, _ = pad_ragged(offsets, flat, max(1, int(length.max(initial=0))), backend="reference")
+        return dict(zip(columns, padded, strict=True))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _StoredEvents:
+    """Events that a loader reads from a store when a batch needs them."""
+
+    loader: Loader
+    age: Float32
+
+    def batch(self, rows: Int64) -> dict[str, npt.NDArray[Any]]:
+        return self.loader.batch(rows)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EncodedPatients:
     """What :func:`encode` returns. ``summary_raw`` keeps NaN for missing: the baselines' view of the same columns."""
 
     modalities: Mapping[str, _Modality]
-    events: _Events
+    events: _Events | _StoredEvents
     summary_raw: Float32
     summary: Float32
     regimens: EncodedRegimens
@@ -115,11 +151,19 @@ class EncodedPatients:
         return len(self.summary)
 
 
-def encode(schema: InputSchema, states: PatientStates, *, backend: Backend = "auto") -> EncodedPatients:
-    """Turn patients into network inputs under a fitted schema. No Python loop over patients' values."""
+def encode(
+    schema: InputSchema, states: PatientStates, *, backend: Backend = "auto", loader: Loader | None = None
+) -> EncodedPatients:
+    """Turn patients into network inputs under a fitted schema. No Python loop over patients' values.
+
+    Parameters
+    ----------
+    loader
+        Where batches get their events from, if not from ``states``: the same ones.
+    """
     n_rows = len(states.regimens)
     modalities = {m.name: _encode_modality(m, states.omics.get(m.name), n_rows, backend) for m in schema.modalities}
-    events, aggregates = _encode_events(schema, states.events, n_rows)
+    events, aggregates = _encode_events(schema, states.events, n_rows, loader)
     summary_raw = np.concatenate([aggregates, _encode_covariates(schema, states.covariates, n_rows)], axis=1)
     return EncodedPatients(
         modalities=modalities,
@@ -168,7 +212,9 @@ def _encode_modality(schema: ModalitySchema, rows: OmicsRows | None, n_rows: int
     )
 
 
-def _encode_events(schema: InputSchema, events: Events | None, n_rows: int) -> tuple[_Events, Float32]:
+def _encode_events(
+    schema: InputSchema, events: Events | None, n_rows: int, loader: Loader | None = None
+) -> tuple[_Events | _StoredEvents, Float32]:
     if schema.vocabulary is None or schema.aggregates is None or events is None:
         none = np.empty(0, np.float32)
         width = len(schema.aggregates.names) if schema.aggregates else 0
@@ -183,7 +229,10 @@ def _encode_events(schema: InputSchema, events: Events | None, n_rows: int) -> t
         return nothing, np.full((n_rows, width), np.nan, np.float32)
     ids, values, has_value = schema.vocabulary.encode(events)
     aggregates = aggregate(schema.aggregates, events.offsets, ids, values, has_value, events.gap, events.age)
-    keep = _most_recent(events, schema.max_events)
+    age = np.nan_to_num(events.age, nan=0.0).astype(np.float32)
+    if loader is not None:
+        return _StoredEvents(loader=loader, age=age), aggregates
+    keep = recent(events.offsets, ids, events.gap < 0, schema.max_events, schema.max_per_code)
     kept_before = np.concatenate([[0], np.cumsum(keep)])
     return _Events(
         offsets=kept_before[events.offsets].astype(np.int64),
@@ -191,18 +240,8 @@ def _encode_events(schema: InputSchema, events: Events | None, n_rows: int) -> t
         value=values[keep],
         has_value=has_value[keep].astype(np.float32),
         gap=events.gap[keep],
-        age=np.nan_to_num(events.age, nan=0.0).astype(np.float32),
+        age=age,
     ), aggregates
-
-
-def _most_recent(events: Events, limit: int) -> npt.NDArray[np.bool_]:
-    """Static events first (at most half of the room), then the latest ones; order within a row is kept."""
-    length = np.diff(events.offsets)
-    row = np.repeat(np.arange(len(length)), length)
-    position = np.arange(len(row)) - events.offsets[row]
-    static = np.minimum(np.bincount(row[events.gap < 0], minlength=len(length)), limit // 2)
-    keep: npt.NDArray[np.bool_] = (position < static[row]) | (position >= (length - limit + static)[row])
-    return keep
 
 
 def _encode_covariates(schema: InputSchema, values: Mapping[str, Sequence[object]], n_rows: int) -> Float32:
@@ -236,19 +275,9 @@ def collate(encoded: EncodedPatients, rows: Int64) -> dict[str, npt.NDArray[np.g
     return batch | collate_regimens(encoded.regimens, rows)
 
 
-def _collate_events(events: _Events, rows: Int64) -> dict[str, npt.NDArray[np.generic]]:
-    start, length = events.offsets[rows], events.offsets[rows + 1] - events.offsets[rows]
-    offsets = np.append(0, np.cumsum(length))
-    source = np.repeat(start - offsets[:-1], length) + np.arange(offsets[-1])
-    columns = [column[source] for column in (events.code, events.value, events.has_value, events.gap)]
-    width = max(1, int(length.max(initial=0)))
-    (code, value, has_value, gap), filled = pad_ragged(offsets, columns, width, backend="reference")
-    age = events.age[rows][:, None] - np.maximum(gap, 0) / DAYS_PER_YEAR
-    known_age = filled & (events.age[rows] > 0)[:, None]
-    return {
-        "event_code": code,
-        "event_value": value,
-        "event_has_value": has_value,
-        "event_gap": gap,
-        "event_age": np.where(known_age, age, np.float32(0)).astype(np.float32),
-    }
+def _collate_events(events: _Events | _StoredEvents, rows: Int64) -> dict[str, npt.NDArray[np.generic]]:
+    batch = events.batch(rows)
+    age = events.age[rows][:, None] - np.maximum(batch["gap"], 0) / DAYS_PER_YEAR
+    known_age = (batch["code"] > 0) & (events.age[rows] > 0)[:, None]
+    columns = {f"event_{name}": column for name, column in batch.items()}
+    return columns | {"event_age": np.where(known_age, age, np.float32(0)).astype(np.float32)}

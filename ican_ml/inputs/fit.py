@@ -48,8 +48,8 @@ class InputConfig:
         Use the longitudinal record where the cohort has one.
     covariates
         Columns of the episodes table known at prediction time (text = one-hot, numbers as they are).
-    max_tokens, max_events
-        How many features of each modality, and how many events, become tokens.
+    max_tokens, max_events, max_per_code
+        How many features of each modality, and how many events, become tokens; of those, how many of one code.
     min_subjects
         A record code, or a drug, seen in fewer training subjects is not given an identity of its own.
     survival_bins
@@ -61,11 +61,12 @@ class InputConfig:
     covariates: list[str] = field(default_factory=lambda: ["indication"])
     max_tokens: int = 32
     max_events: int = 96
+    max_per_code: int = 24
     min_subjects: int = 10
     survival_bins: int = 12
 
     def __post_init__(self) -> None:
-        for name in ("max_tokens", "max_events", "min_subjects", "survival_bins"):
+        for name in ("max_tokens", "max_events", "max_per_code", "min_subjects", "survival_bins"):
             if getattr(self, name) < 1:
                 raise ValueError(f"inputs.{name}: expected a whole number of at least 1, got {getattr(self, name)}")
 
@@ -111,6 +112,7 @@ def fit_schema(
         vocabulary=vocabulary,
         aggregates=_fit_aggregates(vocabulary, states.patients.events),
         max_events=config.max_events,
+        max_per_code=config.max_per_code,
         covariates=covariates,
         summary_mean=np.empty(0, np.float32),
         summary_inverse_sd=np.empty(0, np.float32),

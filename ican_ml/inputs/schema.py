@@ -113,6 +113,7 @@ class InputSchema:
     vocabulary: Vocabulary | None
     aggregates: Aggregates | None
     max_events: int
+    max_per_code: int
     covariates: tuple[Covariate, ...]
     summary_mean: Float32
     summary_inverse_sd: Float32
@@ -156,6 +157,7 @@ class InputSchema:
             "vocabulary": self.vocabulary.to_json() if self.vocabulary else None,
             "aggregates": self.aggregates.to_json() if self.aggregates else None,
             "max_events": self.max_events,
+            "max_per_code": self.max_per_code,
             "covariates": [{"name": c.name, "categories": c.categories} for c in self.covariates],
             "summary_mean": self.summary_mean.tolist(),
             "summary_inverse_sd": self.summary_inverse_sd.tolist(),
@@ -186,6 +188,7 @@ class InputSchema:
             vocabulary=Vocabulary.from_json(document["vocabulary"]) if document["vocabulary"] else None,
             aggregates=Aggregates.from_json(document["aggregates"]) if document["aggregates"] else None,
             max_events=int(document["max_events"]),
+            max_per_code=int(document["max_per_code"]),
             covariates=tuple(
                 Covariate(name=c["name"], categories=None if c["categories"] is None else tuple(c["categories"]))
                 for c in document["covariates"]

@@ -1,9 +1,8 @@
 """The event store: records of all subjects as flat arrays, and the history of many patients cut at many times.
 
 In: events in any order (:func:`build_store`; :mod:`ican_ml.records.meds` reads them from disk). Out:
-:class:`RecordStore`, and by :func:`history` :class:`~ican_ml.records.vocabulary.Events`, one row a (subject, prediction
-time), with nothing later than that time. NumPy and the standard library only: serving sends one patient through the
-same code.
+:class:`RecordStore`, and by :func:`histories` one row a (subject, prediction time), with nothing later than that time.
+NumPy and the standard library only: serving sends one patient through the same code.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from ican_ml.cohort.asof import NAT, end_of_known, find_subjects
 from ican_ml.records.vocabulary import Bool, Events, Float32, Int32, Int64
 
 BIRTH, DEATH = "MEDS_BIRTH", "MEDS_DEATH"
-_MICROSECONDS_PER_DAY = 86_400_000_000
+MICROSECONDS_PER_DAY = 86_400_000_000
 _DAYS_PER_YEAR = 365.25
 Times = npt.NDArray[np.datetime64]
 
@@ -104,8 +103,56 @@ def build_store(
     )
 
 
-def history(store: RecordStore, subject_id: Int64, prediction_time: Times) -> Events:
-    """Events known at each prediction time: static ones, and dated ones at or before it.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Histories:
+    """What of a store was known of some patients at some times: rows of ranges, whose events are read when asked for.
+
+    Attributes
+    ----------
+    store
+        The records.
+    start, stop
+        int64 [rows]: the events known, static ones first, then by time.
+    now
+        int64 [rows]: microseconds; the prediction time, or the latest event's where there is none.
+    age
+        float32 [rows]: years at that time; NaN without a birth or before it.
+    """
+
+    store: RecordStore
+    start: Int64
+    stop: Int64
+    now: Int64
+    age: Float32
+
+    @property
+    def n_rows(self) -> int:
+        """Number of rows."""
+        return len(self.start)
+
+    def events(self, rows: slice = slice(None)) -> Events:
+        """The events of a range of rows. An event before birth is kept."""
+        start, now, store = self.start[rows], self.now[rows], self.store
+        length = self.stop[rows] - start
+        offsets = np.append(0, np.cumsum(length)).astype(np.int64)
+        at = np.repeat(start - offsets[:-1], length) + np.arange(offsets[-1], dtype=np.int64)
+        moment = store.time.view(np.int64)[at]
+        gap = (np.repeat(now, length) - moment) / MICROSECONDS_PER_DAY
+        return Events(
+            offsets=offsets,
+            code=store.code[at],
+            value=store.value[at],
+            unit=store.unit[at],
+            gap=np.where(moment == NAT, -1.0, gap).astype(np.float32),
+            age=self.age[rows],
+            codes=store.codes,
+            units=store.units,
+            parents=store.parents,
+        )
+
+
+def histories(store: RecordStore, subject_id: Int64, prediction_time: Times) -> Histories:
+    """What is known at each prediction time: static events, and dated ones at or before it.
 
     Parameters
     ----------
@@ -115,11 +162,6 @@ def history(store: RecordStore, subject_id: Int64, prediction_time: Times) -> Ev
         int64 [rows]; a subject that the store does not know has no events.
     prediction_time
         datetime64 [rows], inclusive. NaT = no limit; gap and age then count from the subject's latest event.
-
-    Returns
-    -------
-    Events
-        One row a query. An event before birth is kept; the age is NaN without a birth or before it.
     """
     subject, found = find_subjects(store.subject_id, np.asarray(subject_id, np.int64))
     limit = prediction_time.astype("datetime64[us]").view(np.int64)
@@ -127,26 +169,17 @@ def history(store: RecordStore, subject_id: Int64, prediction_time: Times) -> Ev
     if not len(store.subject_id):
         start = stop = np.zeros(len(limit), np.int64)
     else:
-        start = store.offsets[subject]
+        start = np.asarray(store.offsets[subject])
         stop = np.where(found, end_of_known(moment, start, store.offsets[subject + 1], limit), start)
-    length = stop - start
-    offsets = np.append(0, np.cumsum(length)).astype(np.int64)
-    at = np.repeat(start - offsets[:-1], length) + np.arange(offsets[-1], dtype=np.int64)
     latest = np.full(len(limit), NAT)
-    latest[length > 0] = moment[stop[length > 0] - 1]
+    latest[stop > start] = moment[stop[stop > start] - 1]
     now = np.where(limit == NAT, latest, limit)
-    gap = (np.repeat(now, length) - moment[at]) / _MICROSECONDS_PER_DAY
-    return Events(
-        offsets=offsets,
-        code=store.code[at],
-        value=store.value[at],
-        unit=store.unit[at],
-        gap=np.where(moment[at] == NAT, -1.0, gap).astype(np.float32),
-        age=_age(store, subject, found, now),
-        codes=store.codes,
-        units=store.units,
-        parents=store.parents,
-    )
+    return Histories(store=store, start=start, stop=stop, now=now, age=_age(store, subject, found, now))
+
+
+def history(store: RecordStore, subject_id: Int64, prediction_time: Times) -> Events:
+    """The events of :func:`histories`, one row a query."""
+    return histories(store, subject_id, prediction_time).events()
 
 
 def latest_rows(subject_id: Int64, prediction_time: Times) -> Int64:
@@ -185,5 +218,5 @@ def _age(store: RecordStore, subject: Int64, found: Bool, now: Int64) -> Float32
     if len(store.subject_id):
         birth = store.birth.view(np.int64)[subject]
         known = found & (birth != NAT) & (now != NAT) & (now >= birth)
-        age[known] = (now[known] - birth[known]) / (_MICROSECONDS_PER_DAY * _DAYS_PER_YEAR)
+        age[known] = (now[known] - birth[known]) / (MICROSECONDS_PER_DAY * _DAYS_PER_YEAR)
     return age.astype(np.float32)

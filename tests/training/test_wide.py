@@ -38,6 +38,7 @@ def small_problem() -> tuple[InputSchema, PatientData, np.ndarray, np.ndarray]:
         vocabulary=None,
         aggregates=None,
         max_events=1,
+        max_per_code=1,
         covariates=tuple(Covariate(name=name, categories=None) for name in names),
         summary_mean=np.zeros(3, np.float32),
         summary_inverse_sd=np.ones(3, np.float32),
