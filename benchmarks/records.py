@@ -5,8 +5,8 @@
 
 delphi   ``records/delphi_ukb_sim``: batches of 256 patients with up to 64 events
 mimic    ``records/mimic_iv_demo``: batches of 16 patients with up to 512 events
-scale    10,000, 100,000 and 1,000,000 simulated subjects with 100 events each, read from Parquet into a store; batches of
-         256 patients with up to 64 events
+scale    10,000, 100,000 and 1,000,000 simulated subjects with 100 events each, read from Parquet into a store;
+         batches of 256 patients with up to 64 events
 
 Each in a process of its own, on one thread, random patients at their latest event. Ours caps each code at a quarter of
 the room and normalises values; meds-torch-data does neither. It is installed, with its own requirements, into
@@ -130,7 +130,7 @@ def _in_own_process(cohort: Path, limit: int, size: int) -> dict[str, float]:
 
 
 def write_records(cohort: Path, subjects: int) -> None:
-    """MEDS files of subjects whose events fall on random days, half of them with values; frequent codes and rare ones."""
+    """MEDS files of subjects whose events fall on random days, half with values; frequent codes and rare ones."""
     rng = np.random.default_rng(7)
     weight = 1 / np.arange(1, CODES + 1)
     codes = np.array([f"CODE//{i:04}" for i in range(CODES)])
