@@ -14,6 +14,7 @@ from ican_ml.commands import audit
 from ican_ml.config import Kind, Method, OutcomeConfig, SplitConfig
 from ican_ml.inputs.assemble import CohortStates, as_dictionary
 from ican_ml.records.store import RecordStore
+from tests.cohort.invented_fhir import bundle, of_patient, resources
 
 
 @pytest.fixture
@@ -68,6 +69,48 @@ def test_predict_gives_json(sim_bundle: Path, patient: Path, capsys: pytest.Capt
     table = capsys.readouterr().out
     for note in ("features that the model does not know", "category not seen", "events after prediction_time"):
         assert note in table
+
+
+def test_convert_fhir_makes_a_cohort(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, out, ids = tmp_path / "source.json", tmp_path / "made" / "cohort", tmp_path / "ids.json"
+    source.write_text(json.dumps(bundle(resources())))
+    arguments = ["convert", "fhir", str(source), str(out), "--timezone", "Europe/Helsinki", "--keep-ids", str(ids)]
+    main(arguments)
+    printed = capsys.readouterr().out
+    assert "left, no-time" in printed
+    assert "3 samples with variants of 2 patients" in printed
+    assert json.loads(ids.read_text()) == {"p-1": 1, "p-2": 2}
+    assert json.loads((out / "cohort.json").read_text()) == {
+        "format": "ican-cohort/1",
+        "name": "cohort",
+        "source_timezone": "Europe/Helsinki",
+    }
+    assert sorted(path.name for path in out.iterdir()) == ["cohort.json", "conversion.json", "omics", "records"]
+    main(["validate", str(out)])
+    assert "0 errors" in capsys.readouterr().out
+    assert "--keep-ids: expected a new file" in _fails(*arguments)
+    assert "expected a new or empty folder" in _fails(*arguments[:-2])
+    assert "--keep-ids" in _fails(*arguments[:3], tmp_path / "b", "--keep-ids", tmp_path / "b" / "ids.json")
+    assert "--timezone" in _fails(*arguments[:3], tmp_path / "b")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ids.json", "made", "source.json"]
+
+
+def test_predict_reads_a_fhir_bundle(sim_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "bundle.json"
+    path.write_text(json.dumps(bundle(of_patient(resources(), "p-2"))))
+    ask = [sim_bundle, path, "--treatment", "RAF-101", "--at", "2021-02-27"]
+    main(["predict", *map(str, ask), "--timezone", "Europe/Helsinki", "--assay", "focused", "--json"])
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["ranked"][0]["treatment"] == ["RAF-101"]
+    assert answer["record"]["events"] == 1
+    assert answer["events_after_prediction"] == 1
+    assert "'wide'" in _fails("predict", *ask), "the assay is not said"
+    path.write_text(json.dumps(bundle(resources())))
+    assert "one Patient, got 2" in _fails("predict", *ask)
+    path.write_text(json.dumps(bundle(of_patient(resources(), "p-1"))))
+    assert "--timezone" in _fails("predict", *ask)
+    path.write_text("{}")
+    assert "with a FHIR Bundle only" in _fails("predict", *ask)
 
 
 def test_predict_writes_a_cohorts_predictions_where_it_is_told(

@@ -46,6 +46,7 @@ ALLOWED_UPWARDS = {("cohort", "ican_ml.encoding.csr")}
 # Serving, and what it needs of other rooms, runs where only these are installed.
 SERVING_LIBRARIES = {"numpy", "onnxruntime"}
 SERVING_MODULES = (
+    "ican_ml.cohort.fhir",
     "ican_ml.encoding.csr",
     "ican_ml.encoding.reference",
     "ican_ml.inputs.encode",

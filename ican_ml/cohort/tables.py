@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ican_ml.cohort.checks import Problems, shown
+from ican_ml.cohort.checks import Problems, Severity, shown
 from ican_ml.cohort.episode_checks import EPISODES, check_outcomes, check_repeated
 from ican_ml.cohort.files import open_parquet, read_table
 from ican_ml.cohort.meds_schema import ZONE_FIX, check_schema, data_files
@@ -39,11 +39,11 @@ def read_episodes(root: Path, task: str | None, problems: Problems, clocks: Mapp
     return None if problems.n_errors > noted else as_episodes(frame)
 
 
-def open_episodes(root: Path, problems: Problems) -> pl.DataFrame | None:
-    """The table as it is stored."""
+def open_episodes(root: Path, problems: Problems, *, severity: Severity = "error") -> pl.DataFrame | None:
+    """The table as it is stored; ``severity`` says what it means that there is none."""
     if not (root / EPISODES).exists():
-        fix = "every cohort has one, see the cohort format"
-        problems.add("missing-file", EPISODES, expected="the file", got="none", fix=fix)
+        fix = "write it before training: one row a prediction, see the cohort format"
+        problems.add("no-episodes", EPISODES, expected="the file", got="none", fix=fix, severity=severity)
         return None
     return read_table(root / EPISODES, EPISODES, problems)
 

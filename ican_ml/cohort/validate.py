@@ -115,7 +115,7 @@ def _validate_cohort(
     root: Path, problems: Problems, tell: Callable[[str, Path, float], None]
 ) -> tuple[str, dict[str, Any]]:
     meta = read_meta(root, problems)
-    episodes = open_episodes(root, problems)
+    episodes = open_episodes(root, problems, severity="warning")
     if episodes is not None:
         row = np.arange(len(episodes))
         check_columns(episodes, problems)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ican_ml.commands import Commands
@@ -30,7 +30,7 @@ def add(commands: Commands) -> None:
         "patient",
         type=Path,
         metavar="PATIENT.json|COHORT",
-        help="patient, as ican_ml.inputs.patient says, or folder of a cohort",
+        help="patient, as ican_ml.inputs.patient says or as a FHIR R4 Bundle, or folder of a cohort",
     )
     parser.add_argument(
         "--treatment",
@@ -38,6 +38,11 @@ def add(commands: Commands) -> None:
         default=[],
         metavar="REGIMEN",
         help="drugs joined by +, inhibitor:GENE for a virtual inhibitor; repeatable; none if the model has none",
+    )
+    parser.add_argument("--at", metavar="TIME", help="of a FHIR Bundle: prediction time like 2024-05-02T08:15:00")
+    parser.add_argument("--timezone", metavar="ZONE", help="of a FHIR Bundle: whose wall time, like Europe/Helsinki")
+    parser.add_argument(
+        "--assay", metavar="NAME", help="of a FHIR Bundle: the assay of its variants, if several are known"
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument(
@@ -58,9 +63,10 @@ def _run(parsed: argparse.Namespace) -> None:
 
 
 def _predict_cohort(parsed: argparse.Namespace) -> None:
-    if parsed.treatment or parsed.json:
+    if parsed.treatment or parsed.json or _of_bundle(parsed):
         raise ValueError(
-            "--treatment, --json: expected with a PATIENT.json only; a cohort's episodes say what they ask"
+            "--treatment, --at, --timezone, --assay, --json: expected with a PATIENT.json only; a cohort's episodes "
+            "say what they ask"
         )
     if parsed.out is None or parsed.out.suffix != ".parquet":
         got = "nothing" if parsed.out is None else repr(parsed.out.name)
@@ -89,9 +95,27 @@ def _predict_patient(parsed: argparse.Namespace) -> None:
         raise ValueError(f"{parsed.patient.name}: expected JSON, got something else ({error})") from None
     if not isinstance(patient, dict):
         raise ValueError(f"{parsed.patient.name}: expected a JSON object, got {type(patient).__name__}")
+    predictor = Predictor(parsed.bundle)
+    if patient.get("resourceType") == "Bundle":
+        patient = _from_fhir(patient, parsed, {modality.name for modality in predictor.schema.modalities})
+    elif _of_bundle(parsed):
+        raise ValueError("--at, --timezone, --assay: expected with a FHIR Bundle only; a dictionary says these itself")
     regimens = [tuple(drug for drug in regimen.split("+") if drug) for regimen in parsed.treatment or [""]]
-    answer = Predictor(parsed.bundle).predict(patient, regimens)
+    answer = predictor.predict(patient, regimens)
     print(_as_json(answer) if parsed.json else _as_table(answer))
+
+
+def _from_fhir(bundle: dict[str, Any], parsed: argparse.Namespace, modalities: set[str]) -> dict[str, Any]:
+    """The patient of a Bundle, without modalities that the model does not take."""
+    from ican_ml.cohort.fhir import read_bundle
+
+    patient = read_bundle(bundle, timezone=parsed.timezone, prediction_time=parsed.at)
+    omics = {name: values for name, values in patient.get("omics", {}).items() if name in modalities}
+    return {**patient, "omics": omics, "assays": dict.fromkeys(omics, parsed.assay) if parsed.assay else {}}
+
+
+def _of_bundle(parsed: argparse.Namespace) -> bool:
+    return bool(parsed.at or parsed.timezone or parsed.assay)
 
 
 def _as_table(answer: Answer) -> str:

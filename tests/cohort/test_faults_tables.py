@@ -125,7 +125,7 @@ FAULTS: dict[str, tuple[Any, ...]] = {
     "clock of no outcome": (meta(clocks={"pfs": "diagnosis"}), {("unknown-clock", COHORT)}, None, "warning"),
     "clock without entry": (meta(clocks={"os": "diagnosis"}), {("clock-without-entry", EPISODES)}, None, "warning"),
     # episodes.parquet
-    "no episodes": (write(EPISODES, None), {("missing-file", EPISODES)}),
+    "no episodes": (write(EPISODES, None), {("no-episodes", EPISODES)}, None, "warning"),
     "half a file of episodes": (cut(EPISODES), {("unreadable", EPISODES)}),
     "no treatment": (table(EPISODES, lambda f: f.drop("treatment")), {("missing-column", EPISODES)}),
     "subjects as text": (columns(EPISODES, subject_id=number(pl.String, "subject_id")), {("wrong-dtype", EPISODES)}),

@@ -1,0 +1,66 @@
+"""Writes the records of a cohort: a MEDS 0.4 dataset (https://github.com/Medical-Event-Data-Standard/meds).
+
+In: events and codes as polars frames. Out: ``data/<n>.parquet`` of about a million rows, no subject in two of them,
+``metadata/codes.parquet`` and ``metadata/dataset.json``. The column ``unit`` is added to those of MEDS.
+"""
+
+from __future__ import annotations
+
+import json
+from importlib.metadata import version
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pyarrow.parquet as pq
+from meds import schema as meds
+
+import ican_ml
+
+_ROWS = 1_000_000
+
+
+def write_meds(
+    folder: Path, events: pl.DataFrame, codes: pl.DataFrame, *, name: str, source_timezone: str | None = None
+) -> None:
+    """Write a dataset.
+
+    Parameters
+    ----------
+    folder
+        ``records/`` of a cohort, new.
+    events
+        ``subject_id`` int64, ``time`` datetime[us] (null = static), ``code`` text, ``numeric_value`` f32,
+        ``text_value`` and ``unit`` text, in any order.
+    codes
+        ``code``, ``description``, ``parent_codes`` list of text: one row a code.
+    source_timezone
+        Whose wall time the times are.
+    """
+    order = ["subject_id", "time", "code", "numeric_value", "text_value", "unit"]
+    events = events.select(order).sort(order, nulls_last=False)
+    (folder / "data").mkdir(parents=True)
+    (folder / "metadata").mkdir()
+    for number, part in enumerate(_parts(events)):
+        table = meds.DataSchema.align(part.to_arrow())
+        meds.DataSchema.validate(table)
+        pq.write_table(table, folder / "data" / f"{number}.parquet")
+    table = meds.CodeMetadataSchema.align(codes.sort("code").to_arrow())
+    meds.CodeMetadataSchema.validate(table)
+    pq.write_table(table, folder / "metadata" / "codes.parquet")
+    about = meds.DatasetMetadataSchema(
+        dataset_name=name, etl_name="ican convert", etl_version=ican_ml.__version__, meds_version=version("meds")
+    ).to_dict()
+    if source_timezone is not None:
+        about["source_timezone"] = source_timezone
+    (folder / "metadata" / "dataset.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+
+
+def _parts(events: pl.DataFrame) -> list[pl.DataFrame]:
+    """Pieces that end where a subject does."""
+    subject = events["subject_id"].to_numpy()
+    ends = np.append(np.flatnonzero(np.diff(subject)) + 1, len(subject))
+    chosen = np.unique(ends[np.minimum(np.searchsorted(ends, np.arange(_ROWS, len(subject), _ROWS)), len(ends) - 1)])
+    bounds = [0, *chosen.tolist(), *([len(subject)] if not len(chosen) or chosen[-1] < len(subject) else [])]
+    return [events[start:stop] for start, stop in pairwise(bounds)]

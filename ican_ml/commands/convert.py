@@ -1,0 +1,86 @@
+"""``ican convert``: health records of other formats become a cohort, every row of the source accounted for."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ican_ml.commands import Commands
+
+
+def add(commands: Commands) -> None:
+    """Declare the command."""
+    parser = commands.add_parser("convert", help="make a cohort of health records")
+    sources = parser.add_subparsers(dest="source", required=True, metavar="SOURCE")
+    _add_fhir(sources)
+
+
+def _add_fhir(sources: Commands) -> None:
+    fhir = sources.add_parser(
+        "fhir",
+        help="FHIR R4: Bundles and bulk export",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="example:\n  ican convert fhir exports/2024 cohorts/hospital --timezone Europe/Helsinki",
+    )
+    fhir.add_argument("src", type=Path, metavar="SRC", help="folder, or one file: .json, .ndjson, or packed by gzip")
+    fhir.add_argument("out", type=Path, metavar="OUT", help="folder of the cohort to make")
+    fhir.add_argument("--name", metavar="NAME", help="of the cohort (default: that of OUT)")
+    fhir.add_argument("--timezone", metavar="ZONE", help="whose wall time to keep, like Europe/Helsinki")
+    fhir.add_argument(
+        "--keep-ids",
+        type=Path,
+        metavar="FILE.json",
+        help="where to write the id of each patient beside its subject_id: it identifies people; never within OUT",
+    )
+    fhir.set_defaults(run=_fhir, extra="cohort")
+
+
+def _fhir(parsed: argparse.Namespace) -> None:
+    from tqdm import tqdm  # type: ignore[import-untyped]
+
+    from ican_ml.cohort.convert_fhir import convert_fhir
+
+    keep: Path | None = parsed.keep_ids
+    if keep is not None and (keep.exists() or parsed.out.resolve() in keep.resolve().parents):
+        raise ValueError("--keep-ids: expected a new file outside OUT")
+    with _new_folder(parsed.out) as folder, tqdm(disable=None, unit="file", leave=False) as bar:
+
+        def tell(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        found = convert_fhir(
+            parsed.src, folder, name=parsed.name or parsed.out.name, timezone=parsed.timezone, progress=tell
+        )
+    if keep is not None:
+        keep.write_text(json.dumps(found.subjects, indent=2) + "\n", encoding="utf-8")
+    print(found.accounting.table())
+    print(
+        f"{found.events:,} events and {found.samples:,} samples with variants of {len(found.subjects):,} patients; "
+        f"{found.values_left:,} results that are neither numbers nor codes kept without their value"
+    )
+
+
+@contextmanager
+def _new_folder(out: Path) -> Iterator[Path]:
+    """Folder beside ``out`` that takes its place when all is written, and is gone otherwise."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"OUT: expected a new or empty folder, got {out.name!r} with contents; choose another")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    beside = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    try:
+        folder = beside / "cohort"
+        folder.mkdir()
+        yield folder
+        if out.exists():
+            out.rmdir()
+        folder.rename(out)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
