@@ -1,4 +1,4 @@
-"""The ``ican`` command: simulate, convert, validate a cohort; verify, evaluate, ask a bundle. (To train: ``train.py``.)
+"""The ``ican`` command: make, convert, link, validate a cohort; verify, evaluate, ask a bundle. (Train: ``train.py``.)
 
 For one patient ``ican predict`` and ``ican verify`` need numpy and onnxruntime alone: each command imports what it uses
 when it runs.
@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 
 import ican_ml
-from ican_ml.commands import audit, convert, evaluate, predict, simulate, validate, verify
+from ican_ml.commands import audit, convert, evaluate, link, predict, simulate, validate, verify
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -29,7 +29,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="ican", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--version", action="version", version=f"ican_ml {ican_ml.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (simulate, convert, validate, audit, verify, evaluate, predict):
+    for command in (simulate, convert, link, validate, audit, verify, evaluate, predict):
         command.add(commands)
     return parser
 

@@ -10,25 +10,35 @@ from typing import Any
 class Reason(StrEnum):
     """Why something of a source is not in the cohort; :data:`MEANING` says what each means and what to do."""
 
+    CONFLICT = "conflict"
     DUPLICATE = "duplicate"
     NO_CODE = "no-code"
+    NO_SPLIT = "no-split"
     NO_SUBJECT = "no-subject"
     NO_TIME = "no-time"
     NO_VALUE = "no-value"
     NOT_DONE = "not-done"
+    NOT_FINITE = "not-finite"
     NOT_UNDERSTOOD = "not-understood"
+    SPLIT_CONFLICT = "split-conflict"
+    UNKNOWN_SUBJECT = "unknown-subject"
     UNREADABLE = "unreadable"
     UNUSED_TYPE = "unused-type"
 
 
 MEANING = {
+    Reason.CONFLICT: "it says something else than another of the same subject and time: keep the right one",
     Reason.DUPLICATE: "it is there again, in a later version or the same: nothing to do",
     Reason.NO_CODE: "it has no code of its own, or no gene, only text at most: code it in the source",
+    Reason.NO_SPLIT: "its subject is in none of train, tuning, held_out where others are: add it there",
     Reason.NO_SUBJECT: "it names no patient of the source: add the patient, or correct the reference",
     Reason.NO_TIME: "it has no time that can be read, and would count as known always: date it in the source",
     Reason.NO_VALUE: "it says that nothing was found out, or nothing that is used: nothing to do",
     Reason.NOT_DONE: "it was cancelled, refuted, entered in error or only planned: nothing to do",
+    Reason.NOT_FINITE: "its value is infinite or no number: repair it in the source",
     Reason.NOT_UNDERSTOOD: "an extension changes its meaning: resolve it in the source",
+    Reason.SPLIT_CONFLICT: "its subject lies in two splits: let folders and subject_splits.parquet say the same",
+    Reason.UNKNOWN_SUBJECT: "its subject has no records: use the same subject_id in both",
     Reason.UNREADABLE: "it is damaged, or no resource: repair the file, or export it again",
     Reason.UNUSED_TYPE: "events are not made of this type: nothing to do",
 }

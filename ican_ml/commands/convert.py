@@ -1,4 +1,4 @@
-"""``ican convert``: health records of other formats become a cohort, every row of the source accounted for."""
+"""``ican convert``: records and labels of other formats become a cohort, every row of the source accounted for."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ if TYPE_CHECKING:
 
 def add(commands: Commands) -> None:
     """Declare the command."""
-    parser = commands.add_parser("convert", help="make a cohort of health records")
+    parser = commands.add_parser("convert", help="make a cohort of records or labels")
     sources = parser.add_subparsers(dest="source", required=True, metavar="SOURCE")
     _add_fhir(sources)
+    _add_labels(sources)
 
 
 def _add_fhir(sources: Commands) -> None:
@@ -40,6 +41,16 @@ def _add_fhir(sources: Commands) -> None:
         help="where to write the id of each patient beside its subject_id: it identifies people; never within OUT",
     )
     fhir.set_defaults(run=_fhir, extra="cohort")
+
+
+def _add_labels(sources: Commands) -> None:
+    labels = sources.add_parser("labels", help="MEDS labels become the episodes of a cohort")
+    labels.add_argument("labels", type=Path, metavar="LABELS", help="Parquet file, or a folder of them")
+    labels.add_argument("cohort", type=Path, metavar="COHORT", help="folder of a cohort, or of a MEDS dataset")
+    labels.add_argument("--out", type=Path, metavar="OUT", help="cohort to make (default: add the episodes to COHORT)")
+    labels.add_argument("--task", metavar="NAME", help="name of the task (default: that of LABELS)")
+    labels.add_argument("--positive", metavar="VALUE", help="category or whole number that is true, all others false")
+    labels.set_defaults(run=_labels, extra="cohort")
 
 
 def _fhir(parsed: argparse.Namespace) -> None:
@@ -65,6 +76,34 @@ def _fhir(parsed: argparse.Namespace) -> None:
     print(
         f"{found.events:,} events and {found.samples:,} samples with variants of {len(found.subjects):,} patients; "
         f"{found.values_left:,} results that are neither numbers nor codes kept without their value"
+    )
+
+
+def _labels(parsed: argparse.Namespace) -> None:
+    from tqdm import tqdm
+
+    from ican_ml.cohort.convert_labels import convert_labels
+
+    with tqdm(disable=None, unit="file", leave=False) as bar:
+
+        def tell(file: str, done: int, total: int) -> None:
+            bar.total = total
+            bar.set_description(file)
+            bar.update(done - bar.n)
+
+        episodes, accounting = convert_labels(
+            parsed.labels,
+            parsed.cohort,
+            out=parsed.out,
+            task=parsed.task,
+            positive=parsed.positive,
+            progress=tell,
+        )
+    print(accounting.table())
+    outcome = "response" if "response" in episodes.columns else "sensitivity"
+    task = episodes["task"][0]
+    print(
+        f"{len(episodes):,} episodes of {episodes['subject_id'].n_unique():,} subjects: task {task}, outcome {outcome}"
     )
 
 
