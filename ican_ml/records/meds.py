@@ -1,8 +1,9 @@
 """Reads the records of a cohort: a MEDS 0.4 dataset (https://github.com/Medical-Event-Data-Standard/meds).
 
-In: ``records/data/**/*.parquet`` with subject_id, time (no timezone; null = static), code and optionally numeric_value
-and unit, sorted or not, in any number of files; ``records/metadata/codes.parquet`` for the hierarchy. Out: a
-:class:`~ican_ml.records.store.RecordStore`. Other columns, splits and dataset.json are left alone.
+In: ``records/data/**/*.parquet`` with subject_id, time (no timezone; null = static), code and optionally numeric_value,
+text_value and unit, sorted or not, in any number of files; ``records/metadata/codes.parquet`` for the hierarchy. Out: a
+:class:`~ican_ml.records.store.RecordStore`. Where there is no number, a text that is one counts, and of a limit such as
+"<5" its bound. Other columns, splits and dataset.json are left alone.
 """
 
 from __future__ import annotations
@@ -26,6 +27,10 @@ from ican_ml.records.store import RecordStore
 from ican_ml.records.vocabulary import Int64
 
 _T = TypeVar("_T")
+_READING = 1  # raised when the same files give other events, so that stores are built anew
+_COLUMNS = ("subject_id", "time", "code", "numeric_value", "unit", "text_value")
+# A number that is all of a text, perhaps behind a comparator: "<5", ">= 1.035", "1,5" (not "1,234", which may be 1234).
+_NUMBER = r"^\s*(?:<=|>=|<|>|≤|≥)?\s*([-+]?\d+(?:\.\d+|,\d{1,2}|,\d{4,})?)\s*$"
 
 
 class RecordError(ValueError):
@@ -63,7 +68,7 @@ def read_records(cohort_path: str | Path, stores: Path | None = None, *, chunk_r
         f"{digest_of[path]}-{n}": partial(_chunks, path, path.relative_to(root.parent).as_posix(), chunk_rows)
         for n, path in enumerate(sorted(paths, key=digest_of.__getitem__))
     }
-    name = sha256(" ".join([FORMAT, *sorted(digest_of.values())]).encode()).hexdigest()[:32]
+    name = sha256(" ".join([FORMAT, str(_READING), *sorted(digest_of.values())]).encode()).hexdigest()[:32]
     if stores is not None:
         return build(stores / name, sources, _read_parents(metadata))
     with tempfile.TemporaryDirectory(prefix="ican_records_") as folder:
@@ -101,12 +106,12 @@ def _chunks(path: Path, name: str, chunk_rows: int) -> Iterator[Chunk]:
 
 
 def _check_columns(schema: Mapping[str, Any], name: str) -> list[str]:
-    """Which of the store's five columns are there."""
+    """Which of the columns that are read are there."""
     missing = [column for column in ("subject_id", "time", "code") if column not in schema]
     if missing:
         raise RecordError(f"{name}: expected the MEDS columns subject_id, time, code, got no {', '.join(missing)}")
     _check_types(schema, name)
-    return [column for column in ("subject_id", "time", "code", "numeric_value", "unit") if column in schema]
+    return [column for column in _COLUMNS if column in schema]
 
 
 def _five_columns(frame: pl.DataFrame, name: str) -> pl.DataFrame:
@@ -115,13 +120,16 @@ def _five_columns(frame: pl.DataFrame, name: str) -> pl.DataFrame:
             raise RecordError(
                 f"{name}: expected {column} in every row, got {n_null} rows without; remove or repair them"
             )
-    empty = {"numeric_value": pl.lit(None), "unit": pl.lit("")}
-    value, unit = (pl.col(column) if column in frame else empty[column] for column in ("numeric_value", "unit"))
+    empty = {"numeric_value": pl.lit(None), "unit": pl.lit(""), "text_value": pl.lit(None, pl.String)}
+    value, unit, text = (pl.col(column) if column in frame else empty[column] for column in empty)
+    bound = text.cast(pl.String).str.extract(_NUMBER, 1).str.replace(",", ".", literal=True)
     return frame.select(
         pl.col("subject_id").cast(pl.Int64),
         pl.col("time").cast(pl.Datetime("us")),
         pl.col("code").cast(pl.String),
-        value.cast(pl.Float32, strict=False).fill_null(float("nan")).alias("numeric_value"),
+        pl.coalesce(value.cast(pl.Float32, strict=False), bound.cast(pl.Float32, strict=False))
+        .fill_null(float("nan"))
+        .alias("numeric_value"),
         unit.cast(pl.String).str.strip_chars().fill_null("").alias("unit"),
     )
 

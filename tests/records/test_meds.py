@@ -61,6 +61,19 @@ def test_values_and_units_are_optional_and_values_that_are_not_finite_are_none(t
     assert np.isnan(wild.value).all()
 
 
+def test_texts_that_are_numbers_or_limits_count_where_there_is_no_number(tmp_path: Path) -> None:
+    texts = ["<5", ">= 1.035", " 7 ", "1,5", "1,234", "> 30 mL", "negative", "", None, "≤12", "-3", "<9"]
+    numbers = [None] * 11 + [8.0]
+    n = len(texts)
+    days = [datetime(2020, 1, 1 + i) for i in range(n)]
+    written = pl.DataFrame(
+        {"subject_id": [1] * n, "time": days, "code": ["A"] * n, "numeric_value": numbers, "text_value": texts}
+    ).with_columns(pl.col("numeric_value").cast(pl.Float32))
+    store = read_records(write(tmp_path, written))
+    expected = [5, 1.035, 7, 1.5, np.nan, np.nan, np.nan, np.nan, np.nan, 12, -3, 8]
+    np.testing.assert_array_equal(store.value, np.array(expected, np.float32))
+
+
 def _nulls(values: Sequence[object]) -> list[object]:
     return [None, *values[1:]]
 
