@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from ican_ml.cohort.asof import NAT
 from ican_ml.records.store import MICROSECONDS_PER_DAY, Histories, RecordStore
-from ican_ml.records.vocabulary import Bool, Events, Float32, Int32, Int64, Vocabulary
+from ican_ml.records.vocabulary import Bool, Events, Int32, Int64, Vocabulary
 
 _CHUNK = 1 << 22
 _NEVER = np.iinfo(np.int32).max
@@ -68,23 +68,21 @@ def _later_of_code(group: Int64, ids: Int64, n: int) -> Int32:
     return later
 
 
+EVENT = np.dtype([("time", "<i8"), ("id", "<i4"), ("value", "<f4"), ("later", "<i4")], align=True)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CodedRecords:
-    """A store's events as a vocabulary sees them.
+    """A store's events as a vocabulary sees them, side by side: what a batch reads of a history lies in one place.
 
     Attributes
     ----------
-    ids
-        int32 [events].
-    values
-        float32 [events], normalised; NaN = none.
-    later
-        int32 [events]: how far ahead the event lies that makes this one too old for its code's share.
+    events
+        `EVENT` [events]: time in microseconds; id; value, normalised, NaN = none; and how far ahead the event lies that
+        makes this one too old for its code's share.
     """
 
-    ids: Int32
-    values: Float32
-    later: Int32
+    events: npt.NDArray[Any]
 
     @classmethod
     def of(cls, store: RecordStore, vocabulary: Vocabulary, per_code: int, folder: Path | None = None) -> CodedRecords:
@@ -95,13 +93,9 @@ class CodedRecords:
         per_code
             See the module.
         folder
-            Where the arrays are to lie, memory-mapped; None: in memory.
+            Where they are to lie, memory-mapped; None: in memory.
         """
-        n_events = len(store.code)
-        ids, values, later = (
-            _array(folder, name, kind, n_events)
-            for name, kind in (("ids", np.int32), ("values", np.float32), ("later", np.int32))
-        )
+        coded = _array(folder, len(store.code))
         for first, last in _subject_ranges(store.offsets):
             part = slice(int(store.offsets[first]), int(store.offsets[last]))
             events = Events(
@@ -117,9 +111,10 @@ class CodedRecords:
             )
             found, normal, has_value = vocabulary.encode(events)
             subject = np.repeat(np.arange(last - first), np.diff(store.offsets[first : last + 1]))
-            ids[part], values[part] = found, np.where(has_value, normal, np.float32(np.nan))
-            later[part] = _later_of_code(subject, found, per_code)
-        return cls(ids=ids, values=values, later=later)
+            coded["time"][part], coded["id"][part] = store.time[part].view(np.int64), found
+            coded["value"][part] = np.where(has_value, normal, np.float32(np.nan))
+            coded["later"][part] = _later_of_code(subject, found, per_code)
+        return cls(events=coded)
 
 
 class RecordLoader:
@@ -138,8 +133,8 @@ class RecordLoader:
     def __init__(self, rows: Histories, coded: CodedRecords, limit: int) -> None:
         from ican_ml.records.recent_kernel import gather
 
-        self.rows, self.coded, self.limit, self._gather = rows, coded, limit, gather
-        self._time = rows.store.time.view(np.int64)
+        self.coded, self.limit, self._gather = coded, limit, gather
+        self._known = np.stack([rows.start, rows.stop, rows.now], axis=1)
 
     def batch(self, rows: Int64) -> Padded:
         """The events of some patients, in the order of time, static ones first; at least one column.
@@ -150,11 +145,8 @@ class RecordLoader:
             ``code`` int64, ``value``, ``has_value``, ``gap`` float32, each [rows, width]: code 0 and gap 0 are padding;
             gap in days before the prediction, -1 = static.
         """
-        known, coded = self.rows, self.coded
-        code, value, has_value, gap = self._gather(
-            self._time, coded.ids, coded.values, coded.later,
-            known.start[rows], known.stop[rows], known.now[rows], self.limit, NAT, float(MICROSECONDS_PER_DAY),
-        )  # fmt: skip
+        options = (self.limit, NAT, float(MICROSECONDS_PER_DAY))
+        code, value, has_value, gap = self._gather(self.coded.events, self._known[rows], *options)
         return {"code": code, "value": value, "has_value": has_value, "gap": gap}
 
 
@@ -168,8 +160,8 @@ def _subject_ranges(offsets: Int64) -> Sequence[tuple[int, int]]:
     return ranges
 
 
-def _array(folder: Path | None, name: str, kind: Any, size: int) -> Any:
+def _array(folder: Path | None, size: int) -> Any:
     if folder is None:
-        return np.empty(size, kind)
+        return np.empty(size, EVENT)
     folder.mkdir(parents=True, exist_ok=True)
-    return np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=np.dtype(kind), shape=(size,))
+    return np.lib.format.open_memmap(folder / "events.npy", mode="w+", dtype=EVENT, shape=(size,))

@@ -5,32 +5,53 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.extending import intrinsic
 
 from ican_ml.encoding.cpu_kernels.jit import jit
-from ican_ml.records.vocabulary import Float32, Int32, Int64
+from ican_ml.records.vocabulary import Int64
+
+_AHEAD, _SOON, _STEP = 8, 64, 2  # rows; events of a row; events of 24 bytes: at least one in each line of the cache
+
+
+def _ask(typing: Any, array: Any, at: Any) -> Any:
+    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        source = cgutils.create_struct_proxy(signature.args[0])(context, builder, arguments[0])
+        pointer, number = builder.bitcast(builder.gep(source.data, [arguments[1]]), cgutils.voidptr_t), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [pointer.type, number, number, number])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        builder.call(function, [pointer, *(ir.Constant(number, n) for n in (0, 3, 1))])  # to read, keep, data
+        return context.get_dummy_value()
+
+    return types.void(array, types.int64), emit
+
+
+ask: Any = intrinsic(_ask)
+"""Ask for the line of the cache that an element lies in; nothing waits for it."""
 
 
 @jit()
-def _first_dated(time: Int64, start: Any, stop: Any, undated: int) -> Any:
-    while start < stop:
-        middle = (start + stop) // 2
-        if time[middle] == undated:
-            start = middle + 1
-        else:
-            stop = middle
-    return start
+def _ask_for(events: Any, start: Any, stop: Any) -> None:
+    """The lines of a row's first event and its last ones: where no cache holds them, each would be waited for."""
+    if start < stop:
+        ask(events, start)
+    i = stop - 1
+    while i >= start and i >= stop - _SOON:
+        ask(events, i)
+        i -= _STEP
 
 
 @jit()
-def _chosen(later: Int32, start: Any, dated: Any, stop: Any, limit: int, chosen: Int64) -> Any:
+def _chosen(events: Any, start: Any, dated: Any, stop: Any, limit: int, chosen: Int64) -> Any:
     """Positions of a row's events, ascending, at the end of `chosen` [limit]; returns how many there are."""
     n_static: Any = np.int64(0)
     for i in range(start, dated):
-        n_static += np.int64(i) + later[i] >= stop
+        n_static += np.int64(i) + events[i].later >= stop
     reserved: Any = min(n_static, limit // 2)
     n, i = np.int64(0), stop - 1
     while i >= dated and n < limit - reserved:
-        if np.int64(i) + later[i] >= stop:
+        if np.int64(i) + events[i].later >= stop:
             n += 1
             chosen[limit - n] = i
         i -= 1
@@ -38,7 +59,7 @@ def _chosen(later: Int32, start: Any, dated: Any, stop: Any, limit: int, chosen:
     i, skipped = dated - 1, n_static - reserved
     room = limit - reserved - n
     while i >= start:
-        if np.int64(i) + later[i] >= stop:
+        if np.int64(i) + events[i].later >= stop:
             if skipped > 0:
                 skipped -= 1
                 if room > 0:
@@ -53,27 +74,30 @@ def _chosen(later: Int32, start: Any, dated: Any, stop: Any, limit: int, chosen:
 
 
 @jit()
-def gather(
-    time: Int64, ids: Int32, values: Float32, later: Int32, start: Int64, stop: Int64, now: Int64,
-    limit: int, undated: int, per_day: float,
-) -> Any:  # fmt: skip
-    """See `RecordLoader.batch`."""
-    n_rows = start.size
+def gather(events: Any, known: Int64, limit: int, undated: int, per_day: float) -> Any:
+    """See `RecordLoader.batch`. `known` int64 [rows, 3]: first event, last + 1, and now."""
+    n_rows = len(known)
     chosen, length = np.empty((n_rows, limit), np.int64), np.empty(n_rows, np.int64)
     width = np.int64(1)
-    for r in range(n_rows):
-        dated = _first_dated(time, start[r], stop[r], undated)
-        length[r] = _chosen(later, start[r], dated, stop[r], limit, chosen[r])
-        width = max(width, length[r])
+    for r in range(-_AHEAD, n_rows):
+        if r + _AHEAD < n_rows:
+            _ask_for(events, known[r + _AHEAD, 0], known[r + _AHEAD, 1])
+        if r >= 0:
+            start, stop = known[r, 0], known[r, 1]
+            dated = start
+            while dated < stop and events[dated].time == undated:
+                dated += 1
+            length[r] = _chosen(events, start, dated, stop, limit, chosen[r])
+            width = max(width, length[r])
     code, value = np.zeros((n_rows, width), np.int64), np.zeros((n_rows, width), np.float32)
     has_value, gap = np.zeros((n_rows, width), np.float32), np.zeros((n_rows, width), np.float32)
     for r in range(n_rows):
-        first = limit - length[r]
+        first, now = limit - length[r], known[r, 2]
         for slot in range(length[r]):
-            i = chosen[r, first + slot]
-            code[r, slot] = ids[i]
-            if values[i] == values[i]:
-                value[r, slot] = values[i]
+            event = events[chosen[r, first + slot]]
+            code[r, slot] = event.id
+            if event.value == event.value:
+                value[r, slot] = event.value
                 has_value[r, slot] = 1
-            gap[r, slot] = np.float32(-1) if time[i] == undated else np.float32((now[r] - time[i]) / per_day)
+            gap[r, slot] = np.float32(-1) if event.time == undated else np.float32((now - event.time) / per_day)
     return code, value, has_value, gap
