@@ -32,7 +32,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from record import ROOT, Record
+from record import ROOT, Record, anonymous_memory
 from tqdm import tqdm
 
 SETS = {"delphi": ("delphi_ukb_sim", 64, 256), "mimic": ("mimic_iv_demo", 512, 16)}
@@ -193,17 +193,12 @@ class _Memory:
 
     def _watch(self) -> None:
         while not self._done.wait(0.05):
-            self._most = max(self._most, self._now())
-
-    @staticmethod
-    def _now() -> float:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon:")) / 1e6
+            self._most = max(self._most, anonymous_memory())
 
     def most(self) -> float:
         self._done.set()
         self._thread.join()
-        return max(self._most, self._now())
+        return max(self._most, anonymous_memory())
 
 
 def _faults(part: str, found: dict[str, float]) -> list[str]:

@@ -22,7 +22,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import anndata
@@ -31,7 +30,7 @@ import numpy as np
 import polars as pl
 import scipy.sparse
 from matrices import multinomial
-from record import ROOT, Record
+from record import ROOT, Record, anonymous_memory
 from tqdm import tqdm
 
 from ican_ml.encoding.feature_stats import feature_stats
@@ -228,7 +227,7 @@ class _Loading:
 
 def stream() -> dict[str, float]:
     """Seconds, anonymous memory and correctness of the statistics of a matrix on disk."""
-    most = before = _anonymous()
+    most = before = anonymous_memory()
     started = time.perf_counter()
     with open_csr(_FOLDER / "matrix.h5ad") as stored:
 
@@ -236,7 +235,7 @@ def stream() -> dict[str, float]:
             nonlocal most
             for piece in stored.pieces():
                 yield piece
-                most = max(most, _anonymous())
+                most = max(most, anonymous_memory())
 
         total = feature_stats(pieces())
         entries, size = stored.nnz, 8 * stored.nnz
@@ -251,11 +250,6 @@ def stream() -> dict[str, float]:
         "anonymous memory, most (GB)": most,
         "largest difference of a sum": float(wrong),
     }
-
-
-def _anonymous() -> float:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) / 2**20
 
 
 def _faults(part: str, found: dict[str, float]) -> Iterator[str]:

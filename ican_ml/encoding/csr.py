@@ -271,7 +271,7 @@ def row_numbers(rows: Any, n_rows: int) -> Int64:
 
 
 def row_pieces(indptr: Int64, entries: int) -> list[tuple[int, int]]:
-    """Cut rows into runs (start, stop) of at most about `entries` entries each, never within a row."""
+    """Cut rows into runs (start, stop) of at most `entries` entries each, never within a row: one may hold more."""
     pieces, start, n_rows = [], 0, indptr.size - 1
     while start < n_rows:
         stop = int(np.searchsorted(indptr, indptr[start] + entries, side="right")) - 1

@@ -51,17 +51,8 @@ def normalize_log1p(batch: CSRBatch, target_sum: float, out: Float32) -> int:
         indptr, values = _put(batch.indptr, batch.values)
         written, refused = _room_for(out), _zeros(1, np.int32)
         kernel, blocks = _by_row("normalize_log1p", batch)
-        _launch(
-            "normalize_log1p",
-            kernel,
-            blocks,
-            indptr,
-            values,
-            np.int64(batch.n_rows),
-            np.float64(target_sum),
-            written,
-            refused,
-        )
+        sizes = np.int64(batch.n_rows), np.float64(target_sum)
+        _launch("normalize_log1p", kernel, blocks, indptr, values, *sizes, written, refused)
         _fetch_into(written, out)
         return int(refused[0])
 

@@ -17,7 +17,7 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from ican_ml.encoding.csr import row_pieces
 from ican_ml.records.store import RecordStore, Times, build_store, is_birth_or_death
 from ican_ml.records.vocabulary import Float32, Int64
 
@@ -175,7 +176,7 @@ def _merge(
     offsets = np.append(0, np.cumsum(n_events)).astype(np.int64)
     out = {name: _new(work, name, kind, offsets[-1]) for name, kind in _COLUMNS.items()}
     out |= {name: _new(work, name, kind, len(subjects)) for name, kind in _SUBJECTS.items()}
-    ranges = list(_ranges(n_rows, range_events))
+    ranges = row_pieces(np.append(0, np.cumsum(n_rows)), range_events)
 
     def place(first: int, last: int) -> None:
         store = _gather(runs, subjects[first], subjects[last - 1], codes, units)
@@ -210,16 +211,6 @@ def _count(runs: list[_Run], left_out: npt.NDArray[np.bool_]) -> tuple[Int64, In
         counts[1, new] += np.bincount(place[kept], minlength=len(subject))
         n_rows, n_events = counts
     return subjects, n_rows, n_events
-
-
-def _ranges(n_rows: Int64, most: int) -> Iterator[tuple[int, int]]:
-    """Ranges (first, last + 1) of subjects with at most so many rows together, or of one subject."""
-    before = np.append(0, np.cumsum(n_rows))
-    first = 0
-    while first < len(n_rows):
-        last = max(int(np.searchsorted(before, before[first] + most, side="right")) - 1, first + 1)
-        yield first, last
-        first = last
 
 
 def _gather(runs: list[_Run], first: int, last: int, codes: list[str], units: list[str]) -> RecordStore:

@@ -11,7 +11,6 @@ walk back over the events that it returns, whatever the length of the histories.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ican_ml.cohort.asof import NAT
+from ican_ml.encoding.csr import row_pieces
 from ican_ml.records.store import MICROSECONDS_PER_DAY, Histories, RecordStore
 from ican_ml.records.vocabulary import Bool, Events, Int32, Int64, Vocabulary
 
@@ -96,7 +96,7 @@ class CodedRecords:
             Where they are to lie, memory-mapped; None: in memory.
         """
         coded = _array(folder, len(store.code))
-        for first, last in _subject_ranges(store.offsets):
+        for first, last in row_pieces(store.offsets, _CHUNK):
             part = slice(int(store.offsets[first]), int(store.offsets[last]))
             events = Events(
                 offsets=np.array([0, part.stop - part.start]),
@@ -148,16 +148,6 @@ class RecordLoader:
         options = (self.limit, NAT, float(MICROSECONDS_PER_DAY))
         code, value, has_value, gap = self._gather(self.coded.events, self._known[rows], *options)
         return {"code": code, "value": value, "has_value": has_value, "gap": gap}
-
-
-def _subject_ranges(offsets: Int64) -> Sequence[tuple[int, int]]:
-    ranges, first, n = [], 0, len(offsets) - 1
-    while first < n:
-        last = int(np.searchsorted(offsets, offsets[first] + _CHUNK, side="right")) - 1
-        last = min(max(last, first + 1), n)
-        ranges.append((first, last))
-        first = last
-    return ranges
 
 
 def _array(folder: Path | None, size: int) -> Any:

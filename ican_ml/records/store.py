@@ -125,11 +125,6 @@ class Histories:
     now: Int64
     age: Float32
 
-    @property
-    def n_rows(self) -> int:
-        """Number of rows."""
-        return len(self.start)
-
     def events(self, rows: slice = slice(None)) -> Events:
         """The events of a range of rows. An event before birth is kept."""
         start, now, store = self.start[rows], self.now[rows], self.store

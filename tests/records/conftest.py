@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,20 +26,24 @@ ROWS: list[Row] = [
 PARENTS = {"DRUG//A//START": ("DRUGCLASS//X",)}
 
 
-def make_store(rows: Sequence[Row]) -> RecordStore:
-    """Store of rows (subject, ISO time or None, code, value or None, unit) in any order."""
+def columns(rows: Sequence[Row]) -> dict[str, Any]:
+    """Rows (subject, ISO time or None, code, value or None, unit) as the columns that stores are built from."""
     codes = list(dict.fromkeys(row[2] for row in rows))
     units = list(dict.fromkeys(row[4] for row in rows))
-    return build_store(
-        subject_id=np.array([row[0] for row in rows], np.int64),
-        time=np.array([row[1] or "NaT" for row in rows], "datetime64[us]"),
-        code=np.array([codes.index(row[2]) for row in rows], np.int64),
-        value=np.array([math.nan if row[3] is None else row[3] for row in rows], np.float32),
-        unit=np.array([units.index(row[4]) for row in rows], np.int64),
-        codes=codes,
-        units=units,
-        parents=PARENTS,
-    )
+    return {
+        "subject_id": np.array([row[0] for row in rows], np.int64),
+        "time": np.array([row[1] or "NaT" for row in rows], "datetime64[us]"),
+        "code": np.array([codes.index(row[2]) for row in rows], np.int64),
+        "value": np.array([math.nan if row[3] is None else row[3] for row in rows], np.float32),
+        "unit": np.array([units.index(row[4]) for row in rows], np.int64),
+        "codes": codes,
+        "units": units,
+    }
+
+
+def make_store(rows: Sequence[Row]) -> RecordStore:
+    """Store of rows in any order."""
+    return build_store(**columns(rows), parents=PARENTS)
 
 
 @pytest.fixture

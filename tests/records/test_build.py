@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from ican_ml.records.build import ARRAYS, Chunk, build, open_store
 from ican_ml.records.meds import read_records
 from ican_ml.records.store import RecordStore
-from tests.records.conftest import PARENTS, Row, make_store
+from tests.records.conftest import PARENTS, Row, columns, make_store
 
 _TIMES = st.sampled_from([None, "1950-01-01", "2020-01-01", "2020-01-01T08:30", "2021-05-05"])
 _CODES = st.sampled_from(["MEDS_BIRTH", "MEDS_DEATH", "LAB//HGB", "DX//C50.9", "SEX//F", "\u00c4//1"])
@@ -30,17 +30,7 @@ _ROWS = st.lists(
 
 def _chunks(rows: Sequence[Row], size: int) -> Iterator[Chunk]:
     for start in range(0, len(rows), size):
-        part = rows[start : start + size]
-        codes, units = (list(dict.fromkeys(str(row[column]) for row in part)) for column in (2, 4))
-        yield Chunk(
-            subject_id=np.array([row[0] for row in part], np.int64),
-            time=np.array([row[1] or "NaT" for row in part], "datetime64[us]"),
-            code=np.array([codes.index(row[2]) for row in part], np.int64),
-            value=np.array([np.nan if row[3] is None else row[3] for row in part], np.float32),
-            unit=np.array([units.index(row[4]) for row in part], np.int64),
-            codes=codes,
-            units=units,
-        )
+        yield Chunk(**columns(rows[start : start + size]))
 
 
 def _same(found: RecordStore, expected: RecordStore) -> None:
