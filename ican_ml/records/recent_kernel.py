@@ -5,30 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
-from numba.core import cgutils, types
-from numba.extending import intrinsic
 
-from ican_ml.encoding.cpu_kernels.jit import jit
+from ican_ml.encoding.cpu_kernels.jit import ask, jit
 from ican_ml.records.vocabulary import Int64
 
 _AHEAD, _SOON, _STEP = 8, 64, 2  # rows; events of a row; events of 24 bytes: at least one in each line of the cache
-
-
-def _ask(typing: Any, array: Any, at: Any) -> Any:
-    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        source = cgutils.create_struct_proxy(signature.args[0])(context, builder, arguments[0])
-        pointer, number = builder.bitcast(builder.gep(source.data, [arguments[1]]), cgutils.voidptr_t), ir.IntType(32)
-        kind = ir.FunctionType(ir.VoidType(), [pointer.type, number, number, number])
-        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-        builder.call(function, [pointer, *(ir.Constant(number, n) for n in (0, 3, 1))])  # to read, keep, data
-        return context.get_dummy_value()
-
-    return types.void(array, types.int64), emit
-
-
-ask: Any = intrinsic(_ask)
-"""Ask for the line of the cache that an element lies in; nothing waits for it."""
 
 
 @jit()

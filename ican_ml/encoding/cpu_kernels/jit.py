@@ -17,6 +17,9 @@ from types import FunctionType
 from typing import Any, cast
 
 import numba
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.extending import intrinsic
 
 _DIGEST = sha256(b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))).hexdigest()[:12]
 
@@ -40,6 +43,35 @@ def jit(
             return compiled(cache=False)
 
     return decorate
+
+
+def _ask(typing: Any, array: Any, at: Any) -> Any:
+    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        source = cgutils.create_struct_proxy(signature.args[0])(context, builder, arguments[0])
+        pointer, number = builder.bitcast(builder.gep(source.data, [arguments[1]]), cgutils.voidptr_t), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [pointer.type, number, number, number])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        builder.call(function, [pointer, *(ir.Constant(number, n) for n in (0, 3, 1))])  # to read, keep, data
+        return context.get_dummy_value()
+
+    return types.void(array, types.int64), emit
+
+
+ask: Any = intrinsic(_ask)
+"""`(array, at)`: ask for the line of the cache that an element of a flat array lies in; nothing waits for it."""
+
+
+def _wide(typing: Any) -> Any:
+    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        # Past llvmlite's own list of attributes: this one is LLVM's, and other targets ignore it.
+        set.add(builder.function.attributes, '"prefer-vector-width"="512"')
+        return context.get_dummy_value()
+
+    return types.void(), emit
+
+
+wide_vectors: Any = intrinsic(_wide)
+"""Called in a function, has its loops use vectors of 512 bits where there are any; LLVM by itself stops at 256."""
 
 
 class Driver:

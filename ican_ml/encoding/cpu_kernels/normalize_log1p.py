@@ -8,10 +8,11 @@ from typing import Any
 import numba
 import numpy as np
 
-from ican_ml.encoding.cpu_kernels.jit import Driver, jit
+from ican_ml.encoding.cpu_kernels.jit import Driver, ask, jit, wide_vectors
 from ican_ml.encoding.csr import Float32, Int64, Values
 
 _SMALLEST_FACTOR, _LARGEST_FACTOR = 1e-30, 1e30
+_AHEAD, _LINE = 2048, 64  # entries; bytes
 
 
 @jit(contract=True, reassociate=True)
@@ -57,6 +58,7 @@ def log1p(x: Any) -> Any:
 @jit(contract=True)
 def scale_log1p(row: Float32, factor: float) -> None:
     """log1p(factor * x) of a row, in place; a factor that float32 cannot hold well takes the slow way."""
+    wide_vectors()
     if factor == 0 or _SMALLEST_FACTOR < factor < _LARGEST_FACTOR:
         narrow = np.float32(factor)
         for i in range(row.size):
@@ -78,6 +80,9 @@ def normalize(first: int, last: int, indptr: Int64, values: Values, target_sum: 
         if not in_place:
             for i in range(start, end):
                 out[i] = values[i]
+        if r + 1 < last:  # the next row comes while this one is computed
+            for i in range(end, min(end + _AHEAD, indptr[r + 2] - base), _LINE // values.itemsize):
+                ask(values, i)
         scale_log1p(out[start:end], target_sum / sum_ if sum_ != 0 else 0.0)
     return refused
 
