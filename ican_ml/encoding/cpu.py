@@ -7,6 +7,7 @@ depend on the number of threads. Arguments are trusted.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -144,7 +145,7 @@ def _tiles(n_entries: int, n_features: int, width: int) -> Float32:
 def _aligned(shape: tuple[int, ...]) -> Float32:
     """Uninitialised float32 array whose memory starts at a multiple of 64 bytes."""
     spare = _ALIGNMENT // 4
-    size = int(np.prod(shape))
+    size = math.prod(shape)
     memory = np.empty(size + spare, np.float32)
     start = -(memory.ctypes.data // 4) % spare
     return memory[start : start + size].reshape(shape)

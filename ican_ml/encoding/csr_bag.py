@@ -143,9 +143,9 @@ def _save_for_backward(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, Tensor], 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[None, None, Tensor | None, Tensor | None]:
     indptr, indices, values, table = ctx.saved_tensors
-    grad_values = None if table is None else _OPERATORS.csr_bag_grad_values(indptr, indices, table, grad)
+    grad_values = None if table is None else _OPERATORS.csr_bag_grad_values.default(indptr, indices, table, grad)
     grad_table = (
-        None if values is None else _OPERATORS.csr_bag_grad_table(indptr, indices, values, grad, ctx.n_features)
+        None if values is None else _OPERATORS.csr_bag_grad_table.default(indptr, indices, values, grad, ctx.n_features)
     )
     return None, None, grad_values, grad_table
 
