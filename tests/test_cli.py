@@ -95,6 +95,26 @@ def test_convert_fhir_makes_a_cohort(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert sorted(path.name for path in tmp_path.iterdir()) == ["ids.json", "made", "source.json"]
 
 
+def test_convert_omop_makes_a_cohort(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, out, ids = tmp_path / "source", tmp_path / "made" / "cohort", tmp_path / "ids.json"
+    source.mkdir()
+    (source / "person.csv").write_text("person_id,year_of_birth\np-1,1950\n")
+    (source / "death.csv").write_text("person_id,death_datetime\np-1,2020-01-01T10:00:00Z\np-2,2020-01-01\n")
+    arguments = ["convert", "omop", str(source), str(out), "--timezone", "Europe/Helsinki", "--keep-ids", str(ids)]
+    main(arguments)
+    printed = capsys.readouterr().out
+    assert "1 left, no-subject" in printed
+    assert "2 events of 1 persons" in printed
+    assert "p-1" not in printed
+    assert json.loads(ids.read_text()) == {"p-1": 1}
+    assert sorted(path.name for path in out.iterdir()) == ["cohort.json", "conversion.json", "records"]
+    main(["validate", str(out)])
+    assert "0 errors" in capsys.readouterr().out
+    assert "--keep-ids: expected a new file" in _fails(*arguments)
+    assert "--timezone" in _fails(*arguments[:3], tmp_path / "b")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ids.json", "made", "source"]
+
+
 def test_predict_reads_a_fhir_bundle(sim_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "bundle.json"
     path.write_text(json.dumps(bundle(of_patient(resources(), "p-2"))))

@@ -19,8 +19,21 @@ def add(commands: Commands) -> None:
     """Declare the command."""
     parser = commands.add_parser("convert", help="make a cohort of records or labels")
     sources = parser.add_subparsers(dest="source", required=True, metavar="SOURCE")
+    _add_omop(sources)
     _add_fhir(sources)
     _add_labels(sources)
+
+
+def _add_omop(sources: Commands) -> None:
+    omop = sources.add_parser(
+        "omop",
+        help="OMOP CDM 5.3.1 and 5.4: tables as CSV or Parquet",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="example:\n  ican convert omop exports/omop cohorts/hospital",
+    )
+    omop.add_argument("src", type=Path, metavar="SRC", help="folder, one file a table: .csv, .csv.gz or .parquet")
+    _add_common(omop)
+    omop.set_defaults(run=_omop, extra="cohort")
 
 
 def _add_fhir(sources: Commands) -> None:
@@ -31,16 +44,20 @@ def _add_fhir(sources: Commands) -> None:
         epilog="example:\n  ican convert fhir exports/2024 cohorts/hospital --timezone Europe/Helsinki",
     )
     fhir.add_argument("src", type=Path, metavar="SRC", help="folder, or one file: .json, .ndjson, or packed by gzip")
-    fhir.add_argument("out", type=Path, metavar="OUT", help="folder of the cohort to make")
-    fhir.add_argument("--name", metavar="NAME", help="of the cohort (default: that of OUT)")
-    fhir.add_argument("--timezone", metavar="ZONE", help="whose wall time to keep, like Europe/Helsinki")
-    fhir.add_argument(
+    _add_common(fhir)
+    fhir.set_defaults(run=_fhir, extra="cohort")
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("out", type=Path, metavar="OUT", help="folder of the cohort to make")
+    parser.add_argument("--name", metavar="NAME", help="of the cohort (default: that of OUT)")
+    parser.add_argument("--timezone", metavar="ZONE", help="whose wall time to keep, like Europe/Helsinki")
+    parser.add_argument(
         "--keep-ids",
         type=Path,
         metavar="FILE.json",
         help="where to write the id of each patient beside its subject_id: it identifies people; never within OUT",
     )
-    fhir.set_defaults(run=_fhir, extra="cohort")
 
 
 def _add_labels(sources: Commands) -> None:
@@ -53,14 +70,35 @@ def _add_labels(sources: Commands) -> None:
     labels.set_defaults(run=_labels, extra="cohort")
 
 
-def _fhir(parsed: argparse.Namespace) -> None:
+def _omop(parsed: argparse.Namespace) -> None:
     from tqdm import tqdm  # type: ignore[import-untyped]
+
+    from ican_ml.cohort.convert_omop import convert_omop
+
+    _check_keep(parsed)
+    with _new_folder(parsed.out) as folder, tqdm(disable=None, unit="table", leave=False) as bar:
+
+        def tell(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        found = convert_omop(
+            parsed.src, folder, name=parsed.name or parsed.out.name, timezone=parsed.timezone, progress=tell
+        )
+    _keep_ids(parsed, found.subjects)
+    print(found.accounting.table())
+    print(
+        f"{found.events:,} events of {len(found.subjects):,} persons; "
+        f"{found.values_left:,} values that are neither numbers, concepts nor findings left, their events kept"
+    )
+
+
+def _fhir(parsed: argparse.Namespace) -> None:
+    from tqdm import tqdm
 
     from ican_ml.cohort.convert_fhir import convert_fhir
 
-    keep: Path | None = parsed.keep_ids
-    if keep is not None and (keep.exists() or parsed.out.resolve() in keep.resolve().parents):
-        raise ValueError("--keep-ids: expected a new file outside OUT")
+    _check_keep(parsed)
     with _new_folder(parsed.out) as folder, tqdm(disable=None, unit="file", leave=False) as bar:
 
         def tell(done: int, total: int) -> None:
@@ -70,8 +108,7 @@ def _fhir(parsed: argparse.Namespace) -> None:
         found = convert_fhir(
             parsed.src, folder, name=parsed.name or parsed.out.name, timezone=parsed.timezone, progress=tell
         )
-    if keep is not None:
-        keep.write_text(json.dumps(found.subjects, indent=2) + "\n", encoding="utf-8")
+    _keep_ids(parsed, found.subjects)
     print(found.accounting.table())
     print(
         f"{found.events:,} events and {found.samples:,} samples with variants of {len(found.subjects):,} patients; "
@@ -105,6 +142,17 @@ def _labels(parsed: argparse.Namespace) -> None:
     print(
         f"{len(episodes):,} episodes of {episodes['subject_id'].n_unique():,} subjects: task {task}, outcome {outcome}"
     )
+
+
+def _check_keep(parsed: argparse.Namespace) -> None:
+    keep: Path | None = parsed.keep_ids
+    if keep is not None and (keep.exists() or parsed.out.resolve() in keep.resolve().parents):
+        raise ValueError("--keep-ids: expected a new file outside OUT")
+
+
+def _keep_ids(parsed: argparse.Namespace, subjects: dict[str, int]) -> None:
+    if parsed.keep_ids is not None:
+        parsed.keep_ids.write_text(json.dumps(subjects, indent=2) + "\n", encoding="utf-8")
 
 
 @contextmanager
