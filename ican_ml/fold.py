@@ -81,8 +81,8 @@ def encode_fold(config: RunConfig, prepared: Prepared, schema: InputSchema) -> F
     states = assemble(prepared.cohort, prepared.store, prepared.episodes, config.inputs.covariates)
     loader = None
     if states.histories is not None and schema.vocabulary is not None:
-        coded = CodedRecords.of(states.histories.store, schema.vocabulary, schema.max_per_code)
-        loader = RecordLoader(states.histories, coded, schema.max_events)
+        coded = CodedRecords.of(states.histories.store, schema.vocabulary)
+        loader = RecordLoader(states.histories, coded, schema.max_events, schema.max_per_code)
     encoded = encode(schema, states.patients, backend=config.encoding.choice, loader=loader)
     return Fold(schema=schema, states=states, encoded=encoded)
 

@@ -92,7 +92,10 @@ class _Modality:
 
 
 class Loader(Protocol):
-    """Gives padded events of rows: `ican_ml.records.recent.RecordLoader`, which needs Numba, where serving has none."""
+    """Gives padded events of rows, as they are kept here or, in training, from a store.
+
+    The latter is `ican_ml.records.recent.RecordLoader`, which needs Numba, where serving has none.
+    """
 
     def batch(self, rows: Int64) -> dict[str, npt.NDArray[Any]]: ...
 
@@ -121,18 +124,10 @@ class _Events:
         }
         flat = [column[source] for column in columns.values()]
         padded, _ = pad_ragged(offsets, flat, max(1, int(length.max(initial=0))), backend="reference")
-        return dict(zip(columns, padded, strict=True))
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _StoredEvents:
-    """Events that a loader reads from a store when a batch needs them."""
-
-    loader: Loader
-    age: Float32
-
-    def batch(self, rows: Int64) -> dict[str, npt.NDArray[Any]]:
-        return self.loader.batch(rows)
+        batch: dict[str, npt.NDArray[Any]] = dict(zip(columns, padded, strict=True))
+        age = self.age[rows][:, None] - np.maximum(batch["gap"], 0) / DAYS_PER_YEAR
+        known = (batch["code"] > 0) & (self.age[rows] > 0)[:, None]
+        return batch | {"age": np.where(known, age, np.float32(0)).astype(np.float32)}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -140,7 +135,7 @@ class EncodedPatients:
     """What :func:`encode` returns. ``summary_raw`` keeps NaN for missing: the baselines' view of the same columns."""
 
     modalities: Mapping[str, _Modality]
-    events: _Events | _StoredEvents
+    events: Loader
     summary_raw: Float32
     summary: Float32
     regimens: EncodedRegimens
@@ -214,7 +209,7 @@ def _encode_modality(schema: ModalitySchema, rows: OmicsRows | None, n_rows: int
 
 def _encode_events(
     schema: InputSchema, events: Events | None, n_rows: int, loader: Loader | None = None
-) -> tuple[_Events | _StoredEvents, Float32]:
+) -> tuple[Loader, Float32]:
     if schema.vocabulary is None or schema.aggregates is None or events is None:
         none = np.empty(0, np.float32)
         width = len(schema.aggregates.names) if schema.aggregates else 0
@@ -229,9 +224,8 @@ def _encode_events(
         return nothing, np.full((n_rows, width), np.nan, np.float32)
     ids, values, has_value = schema.vocabulary.encode(events)
     aggregates = aggregate(schema.aggregates, events.offsets, ids, values, has_value, events.gap, events.age)
-    age = np.nan_to_num(events.age, nan=0.0).astype(np.float32)
     if loader is not None:
-        return _StoredEvents(loader=loader, age=age), aggregates
+        return loader, aggregates
     keep = recent(events.offsets, ids, events.gap < 0, schema.max_events, schema.max_per_code)
     kept_before = np.concatenate([[0], np.cumsum(keep)])
     return _Events(
@@ -240,7 +234,7 @@ def _encode_events(
         value=values[keep],
         has_value=has_value[keep].astype(np.float32),
         gap=events.gap[keep],
-        age=age,
+        age=np.nan_to_num(events.age, nan=0.0).astype(np.float32),
     ), aggregates
 
 
@@ -270,14 +264,6 @@ def collate(encoded: EncodedPatients, rows: Int64) -> dict[str, npt.NDArray[np.g
         batch[f"{name}_panel"] = modality.panel[rows]
         batch[f"{name}_tokens"] = tokens[:, :width]
         batch[f"{name}_token_values"] = modality.token_values[rows, :width]
-    batch |= _collate_events(encoded.events, rows)
+    batch |= {f"event_{name}": column for name, column in encoded.events.batch(rows).items()}
     batch["summary"] = encoded.summary[rows]
     return batch | collate_regimens(encoded.regimens, rows)
-
-
-def _collate_events(events: _Events | _StoredEvents, rows: Int64) -> dict[str, npt.NDArray[np.generic]]:
-    batch = events.batch(rows)
-    age = events.age[rows][:, None] - np.maximum(batch["gap"], 0) / DAYS_PER_YEAR
-    known_age = (batch["code"] > 0) & (events.age[rows] > 0)[:, None]
-    columns = {f"event_{name}": column for name, column in batch.items()}
-    return columns | {"event_age": np.where(known_age, age, np.float32(0)).astype(np.float32)}

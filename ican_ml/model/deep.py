@@ -27,7 +27,8 @@ class ModelConfig:
     """Size and regularisation of the network.
 
     ``width`` must be divisible by ``heads``. ``members`` deep paths, each with its own start and dropout, are trained
-    side by side and averaged (Lakshminarayanan et al. 2017, arXiv:1612.01474).
+    side by side and averaged (Lakshminarayanan et al. 2017, arXiv:1612.01474). ``identity_dropout`` is the probability
+    that training takes a drug or a code for unknown.
     """
 
     width: int = 32
@@ -93,8 +94,9 @@ class DeepPath(nn.Module):
         self.omics = nn.ModuleDict(
             {m.name: OmicsEmbedding(m, schema.gene_id, width, dropout) for m in schema.modalities}
         )
-        n_codes = schema.vocabulary.n_ids if schema.vocabulary else FIRST_KNOWN
-        self.record = RecordEmbedding(n_codes, len(schema.summary_names), width, dropout)
+        self.record = RecordEmbedding(
+            schema.vocabulary, len(schema.summary_names), width, dropout, config.identity_dropout
+        )
         self.encoders = nn.ModuleDict(
             {
                 name: nn.ModuleList(Block(width, heads, dropout) for _ in range(layers))

@@ -1,8 +1,9 @@
 """Which events of a history a network reads: the latest ones, of no code more than its share.
 
 The rule, for a row of events (static first, then by time) and room for ``limit``: of each code only the latest
-``per_code`` events count, so that one frequent laboratory test does not crowd out a history. Of what is left the static
-events come first, in at most half of the room, and the latest events fill the rest.
+``per_code`` dated events count, and the first ``per_code`` static ones, so that one frequent laboratory test does not
+crowd out a history. The latest dated events fill the room but for what static events take of its half; those come
+first, and get what the others leave.
 
 :func:`recent` applies it to events in memory (NumPy; what serves one patient). :class:`RecordLoader` applies it to
 ranges of a store of any size, batch by batch, and gives the same events; it needs Numba. A batch costs what it takes to
@@ -21,10 +22,9 @@ import numpy.typing as npt
 from ican_ml.cohort.asof import NAT
 from ican_ml.encoding.csr import row_pieces
 from ican_ml.records.store import MICROSECONDS_PER_DAY, Histories, RecordStore
-from ican_ml.records.vocabulary import Bool, Events, Int32, Int64, Vocabulary
+from ican_ml.records.vocabulary import Bool, Events, Int64, Vocabulary
 
 _CHUNK = 1 << 22
-_NEVER = np.iinfo(np.int32).max
 Padded = dict[str, npt.NDArray[Any]]
 
 
@@ -46,29 +46,29 @@ def recent(offsets: Int64, ids: Int64, static: Bool, limit: int, per_code: int) 
     -------
     bool [events]
     """
-    row = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
-    kept: Bool = _later_of_code(row, ids, per_code) == _NEVER
-    before = np.append(0, np.cumsum(kept))[offsets]
-    length = np.diff(before)
-    row, static = row[kept], static[kept]
-    position = np.arange(len(row)) - before[:-1][row]
-    n_static = np.minimum(np.bincount(row[static], minlength=len(length)), limit // 2)
-    kept[kept] = (position < n_static[row]) | (position >= (length - limit + n_static)[row])
-    return kept
+    n_rows = len(offsets) - 1
+    row = np.repeat(np.arange(n_rows), np.diff(offsets))
+    order = np.lexsort((np.where(static, 1, -1) * np.arange(len(ids)), ids, static, row))
+    kept = np.empty(len(ids), bool)
+    kept[order] = _place(2 * row[order] + static[order], ids[order]) < per_code
+    n_static, n_dated = (np.bincount(row[kept & part], minlength=n_rows) for part in (static, ~static))
+    n_dated = np.minimum(n_dated, limit - np.minimum(n_static, limit // 2))
+    n_static = np.minimum(n_static, limit - n_dated)
+    place = np.cumsum(kept) - 1  # among the kept; of a row's dated ones, then counted from its end
+    bounds = np.append(0, np.cumsum(kept))[offsets]
+    latest: Bool = np.where(static, place - bounds[row] < n_static[row], bounds[row + 1] - place <= n_dated[row])
+    return kept & latest
 
 
-def _later_of_code(group: Int64, ids: Int64, n: int) -> Int32:
-    """int32 [events]: how far ahead the n-th later event of a group and code lies; the largest int32: nowhere."""
-    order = np.lexsort((ids, group))
-    later = np.full(len(ids), _NEVER, np.int32)
-    if len(ids) > n:
-        this, then = order[:-n], order[n:]
-        same = (ids[this] == ids[then]) & (group[this] == group[then])
-        later[this[same]] = (then - this)[same]
-    return later
+def _place(group: Int64, ids: Int64) -> Int64:
+    """int64 [events]: how many of its group and id lie before each, where those lie together."""
+    new = np.append(True, (np.diff(group) != 0) | (np.diff(ids) != 0))[: len(ids)]
+    start = np.flatnonzero(new)
+    return np.arange(len(ids)) - np.repeat(start, np.diff(np.append(start, len(ids))))
 
 
-EVENT = np.dtype([("time", "<i8"), ("id", "<i4"), ("value", "<f4"), ("later", "<i4")], align=True)
+EVENT = np.dtype([("time", "<i8"), ("id", "<i4"), ("value", "<f4")], align=True)
+ROW = np.dtype([("start", "<i8"), ("stop", "<i8"), ("now", "<i8"), ("age", "<f4")], align=True)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,20 +78,20 @@ class CodedRecords:
     Attributes
     ----------
     events
-        `EVENT` [events]: time in microseconds; id; value, normalised, NaN = none; and how far ahead the event lies that
-        makes this one too old for its code's share.
+        `EVENT` [events]: time in microseconds; id; value, normalised, NaN = none.
+    n_ids
+        Of the vocabulary.
     """
 
     events: npt.NDArray[Any]
+    n_ids: int
 
     @classmethod
-    def of(cls, store: RecordStore, vocabulary: Vocabulary, per_code: int, folder: Path | None = None) -> CodedRecords:
+    def of(cls, store: RecordStore, vocabulary: Vocabulary, folder: Path | None = None) -> CodedRecords:
         """Code all events of a store, some subjects at a time.
 
         Parameters
         ----------
-        per_code
-            See the module.
         folder
             Where they are to lie, memory-mapped; None: in memory.
         """
@@ -110,11 +110,9 @@ class CodedRecords:
                 parents=store.parents,
             )
             found, normal, has_value = vocabulary.encode(events)
-            subject = np.repeat(np.arange(last - first), np.diff(store.offsets[first : last + 1]))
             coded["time"][part], coded["id"][part] = store.time[part].view(np.int64), found
             coded["value"][part] = np.where(has_value, normal, np.float32(np.nan))
-            coded["later"][part] = _later_of_code(subject, found, per_code)
-        return cls(events=coded)
+        return cls(events=coded, n_ids=vocabulary.n_ids)
 
 
 class RecordLoader:
@@ -126,15 +124,17 @@ class RecordLoader:
         What is known of each patient.
     coded
         The store's events.
-    limit
-        Most events of a patient.
+    limit, per_code
+        Most events of a patient, and of one code.
     """
 
-    def __init__(self, rows: Histories, coded: CodedRecords, limit: int) -> None:
+    def __init__(self, rows: Histories, coded: CodedRecords, limit: int, per_code: int) -> None:
         from ican_ml.records.recent_kernel import gather
 
-        self.coded, self.limit, self._gather = coded, limit, gather
-        self._known = np.stack([rows.start, rows.stop, rows.now], axis=1)
+        self.coded, self._limits, self._gather = coded, (limit, per_code), gather
+        self._known = np.empty(len(rows.start), ROW)
+        self._known["start"], self._known["stop"], self._known["now"] = rows.start, rows.stop, rows.now
+        self._known["age"] = np.nan_to_num(rows.age, nan=0.0)
 
     def batch(self, rows: Int64) -> Padded:
         """The events of some patients, in the order of time, static ones first; at least one column.
@@ -142,12 +142,12 @@ class RecordLoader:
         Returns
         -------
         dict
-            ``code`` int64, ``value``, ``has_value``, ``gap`` float32, each [rows, width]: code 0 and gap 0 are padding;
-            gap in days before the prediction, -1 = static.
+            ``code`` int64, ``value``, ``has_value``, ``gap``, ``age`` float32, each [rows, width]: code 0 and zeros are
+            padding; gap in days before the prediction, -1 = static; age in years, 0 = unknown.
         """
-        options = (self.limit, NAT, float(MICROSECONDS_PER_DAY))
-        code, value, has_value, gap = self._gather(self.coded.events, self._known[rows], *options)
-        return {"code": code, "value": value, "has_value": has_value, "gap": gap}
+        options = (*self._limits, self.coded.n_ids, NAT, float(MICROSECONDS_PER_DAY))
+        found = self._gather(self.coded.events, self._known[rows], *options)
+        return dict(zip(("code", "value", "has_value", "gap", "age"), found, strict=True))
 
 
 def _array(folder: Path | None, size: int) -> Any:

@@ -6,79 +6,91 @@ from typing import Any
 
 import numpy as np
 
-from ican_ml.encoding.cpu_kernels.jit import ask, jit
+from ican_ml.encoding.cpu_kernels.jit import jit
 from ican_ml.records.vocabulary import Int64
 
-_AHEAD, _SOON, _STEP = 8, 64, 2  # rows; events of a row; events of 24 bytes: at least one in each line of the cache
+_BLOCK, _STEP = 16, 4  # rows; events of 16 bytes in a line of the cache
+_DAYS_PER_YEAR = np.float32(365.25)
 
 
 @jit()
-def _ask_for(events: Any, start: Any, stop: Any) -> None:
-    """The lines of a row's first event and its last ones: where no cache holds them, each would be waited for."""
-    if start < stop:
-        ask(events, start)
-    i = stop - 1
-    while i >= start and i >= stop - _SOON:
-        ask(events, i)
-        i -= _STEP
+def _read_ahead(events: Any, rows: Any, limit: int) -> Any:
+    """Load the lines that rows begin and end in, independently of one another: where no cache has them, the processor
+    waits for many at once, which took a third less time than asking for them in advance. Gives the sign of an id."""
+    found = np.int32(0)
+    for row in rows:
+        if row.start < row.stop:
+            found |= events[row.start].id
+        i = row.stop - 1
+        while i >= row.start and i >= row.stop - limit:
+            found |= events[i].id
+            i -= _STEP
+    return found
 
 
 @jit()
-def _chosen(events: Any, start: Any, dated: Any, stop: Any, limit: int, chosen: Int64) -> Any:
-    """Positions of a row's events, ascending, at the end of `chosen` [limit]; returns how many there are."""
+def _chosen(
+    events: Any, start: Any, dated: Any, stop: Any, limit: Any, per_code: int, seen: Int64, chosen: Int64
+) -> Any:
+    """Positions of a row's events, ascending, at the end of `chosen` [limit]; returns how many. `seen`: [ids] zeros."""
     n_static: Any = np.int64(0)
-    for i in range(start, dated):
-        n_static += np.int64(i) + events[i].later >= stop
-    reserved: Any = min(n_static, limit // 2)
+    i = start
+    while i < dated and n_static < limit:
+        seen[events[i].id] += 1
+        n_static += seen[events[i].id] <= per_code
+        i += 1
+    for k in range(start, i):
+        seen[events[k].id] = 0
     n, i = np.int64(0), stop - 1
-    while i >= dated and n < limit - reserved:
-        if np.int64(i) + events[i].later >= stop:
+    room = limit - min(n_static, limit // 2)
+    while i >= dated and n < room:
+        seen[events[i].id] += 1
+        if seen[events[i].id] <= per_code:
             n += 1
             chosen[limit - n] = i
         i -= 1
-    # Static events: the latest where there is room beyond what is reserved for the first.
-    i, skipped = dated - 1, n_static - reserved
-    room = limit - reserved - n
-    while i >= start:
-        if np.int64(i) + events[i].later >= stop:
-            if skipped > 0:
-                skipped -= 1
-                if room > 0:
-                    room -= 1
-                    n += 1
-                    chosen[limit - n] = i
-            else:
-                n += 1
-                chosen[limit - n] = i
-        i -= 1
-    return n
+    for k in range(i + 1, stop):
+        seen[events[k].id] = 0
+    n_static = min(n_static, limit - n)
+    i, slot = start, limit - n - n_static
+    while slot < limit - n:
+        seen[events[i].id] += 1
+        if seen[events[i].id] <= per_code:
+            chosen[slot] = i
+            slot += 1
+        i += 1
+    for k in range(start, i):
+        seen[events[k].id] = 0
+    return n + n_static
 
 
 @jit()
-def gather(events: Any, known: Int64, limit: int, undated: int, per_day: float) -> Any:
-    """See `RecordLoader.batch`. `known` int64 [rows, 3]: first event, last + 1, and now."""
-    n_rows = len(known)
-    chosen, length = np.empty((n_rows, limit), np.int64), np.empty(n_rows, np.int64)
-    width = np.int64(1)
-    for r in range(-_AHEAD, n_rows):
-        if r + _AHEAD < n_rows:
-            _ask_for(events, known[r + _AHEAD, 0], known[r + _AHEAD, 1])
-        if r >= 0:
-            start, stop = known[r, 0], known[r, 1]
-            dated = start
-            while dated < stop and events[dated].time == undated:
-                dated += 1
-            length[r] = _chosen(events, start, dated, stop, limit, chosen[r])
-            width = max(width, length[r])
-    code, value = np.zeros((n_rows, width), np.int64), np.zeros((n_rows, width), np.float32)
-    has_value, gap = np.zeros((n_rows, width), np.float32), np.zeros((n_rows, width), np.float32)
+def gather(events: Any, rows: Any, limit: int, per_code: int, n_ids: int, undated: int, per_day: float) -> Any:
+    """See `RecordLoader.batch`; ``rows`` are `ican_ml.records.recent.ROW`."""
+    n_rows = len(rows)
+    chosen, seen, width = np.empty(limit, np.int64), np.zeros(n_ids, np.int64), np.int64(1)
+    code, value = np.empty((n_rows, limit), np.int64), np.empty((n_rows, limit), np.float32)
+    has_value, gap = np.empty((n_rows, limit), np.float32), np.empty((n_rows, limit), np.float32)
+    ages = np.empty((n_rows, limit), np.float32)
     for r in range(n_rows):
-        first, now = limit - length[r], known[r, 2]
-        for slot in range(length[r]):
-            event = events[chosen[r, first + slot]]
+        if r % _BLOCK == 0 and _read_ahead(events, rows[r : r + _BLOCK], limit) < 0:
+            raise ValueError("ids of events: expected none below 0")
+        start, stop, now, age = rows[r].start, rows[r].stop, rows[r].now, rows[r].age
+        dated = start
+        while dated < stop and events[dated].time == undated:
+            dated += 1
+        length = _chosen(events, start, dated, stop, limit, per_code, seen, chosen)
+        width = max(width, length)
+        for slot in range(length):
+            event = events[chosen[limit - length + slot]]
+            valued, static = event.value == event.value, event.time == undated
+            days = np.float32(0) if static else np.float32((now - event.time) / per_day)
             code[r, slot] = event.id
-            if event.value == event.value:
-                value[r, slot] = event.value
-                has_value[r, slot] = 1
-            gap[r, slot] = np.float32(-1) if event.time == undated else np.float32((now - event.time) / per_day)
-    return code, value, has_value, gap
+            value[r, slot] = event.value if valued else np.float32(0)
+            has_value[r, slot] = np.float32(valued)
+            gap[r, slot] = np.float32(-1) if static else days
+            ages[r, slot] = age - days / _DAYS_PER_YEAR if age > 0 else np.float32(0)
+        code[r, length:] = 0
+        for column in (value, has_value, gap, ages):
+            column[r, length:] = 0
+    return code[:, :width], value[:, :width], has_value[:, :width], gap[:, :width], ages[:, :width]

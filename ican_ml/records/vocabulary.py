@@ -122,12 +122,16 @@ class Vocabulary:
         return self._id[code] if code in self._id else self._id_above(code, self.parents)
 
     def general_ids(self) -> Int64:
-        """int64 [n_ids]: the id each id would back off to, were it unknown.
+        """int64 [n_ids, depth]: the known ids above each, nearest first, then 1; shorter rows start again.
 
-        Replacing ids by these at random in training is what teaches a network the general codes that new ones fall to.
+        Taking codes for unknown at random in training is what teaches a network the ids that new codes fall to.
         """
-        above = [self._id_above(code, self.parents) for code in self.codes]
-        return np.array([PADDING, UNKNOWN, *above], dtype=np.int64)
+        lines = [[PADDING], [UNKNOWN]]
+        for code in self.codes:
+            above = [self._id[name] for name in back_off(code, self.parents) if name in self._id]
+            lines.append([*above, UNKNOWN])
+        depth = max(map(len, lines))
+        return np.array([(line * depth)[:depth] for line in lines], dtype=np.int64)
 
     def encode(self, events: Events) -> tuple[Int64, Float32, Bool]:
         """Ids and normalised values of all events.

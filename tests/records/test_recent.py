@@ -22,10 +22,11 @@ _QUERIES = st.lists(st.tuples(st.integers(0, 4), _DAYS), min_size=1, max_size=5)
 
 
 def _by_hand(ids: list[int], static: list[bool], limit: int, per_code: int) -> list[int]:
-    latest = [i for i in range(len(ids)) if ids[i:].count(ids[i]) <= per_code]
-    first = [i for i in latest if static[i]][: limit // 2]
-    rest = [i for i in latest if i not in first]
-    return sorted(first + rest[max(0, len(rest) - (limit - len(first))) :])
+    n = len(ids)
+    before = [i for i in range(n) if static[i] and ids[:i].count(ids[i]) < per_code]
+    dated = [i for i in range(n) if not static[i] and ids[i + 1 :].count(ids[i]) < per_code]
+    dated = dated[max(0, len(dated) - (limit - min(len(before), limit // 2))) :]
+    return before[: limit - len(dated)] + dated
 
 
 @settings(deadline=None, max_examples=200)
@@ -44,7 +45,7 @@ def _loaded(store: RecordStore, queries: list[tuple[int, str | None]], limit: in
     everyone = histories(store, store.subject_id, np.full(len(store.subject_id), "NaT", "datetime64[us]")).events()
     vocabulary = fit_vocabulary(everyone, min_subjects=1)
     rows = histories(store, subject, time)
-    loader = RecordLoader(rows, CodedRecords.of(store, vocabulary, per_code), limit)
+    loader = RecordLoader(rows, CodedRecords.of(store, vocabulary), limit, per_code)
     return rows.events(), vocabulary, loader
 
 
@@ -76,7 +77,7 @@ def test_the_future_changes_no_batch(rows: list[Row], others: list[Row], limit: 
     _, vocabulary, loader = _loaded(make_store(known), queries, limit, 2)
     changed = make_store([*known, *future])
     rows_after = histories(changed, np.array([1, 2, 3]), np.full(3, "2020-01-06", "datetime64[us]"))
-    after = RecordLoader(rows_after, CodedRecords.of(changed, vocabulary, 2), limit)
+    after = RecordLoader(rows_after, CodedRecords.of(changed, vocabulary), limit, 2)
     for name, array in loader.batch(np.arange(3)).items():
         np.testing.assert_array_equal(after.batch(np.arange(3))[name], array)
 
@@ -86,8 +87,8 @@ def test_coded_records_may_lie_on_disk_and_are_made_piece_by_piece(
 ) -> None:
     store = make_store(rows)
     vocabulary = fit_vocabulary(histories(store, store.subject_id, np.full(3, "NaT", "datetime64[us]")).events(), 1)
-    whole = CodedRecords.of(store, vocabulary, 1)
+    whole = CodedRecords.of(store, vocabulary)
     monkeypatch.setattr("ican_ml.records.recent._CHUNK", 1)
-    pieces = CodedRecords.of(store, vocabulary, 1, tmp_path / "coded")
+    pieces = CodedRecords.of(store, vocabulary, tmp_path / "coded")
     assert isinstance(pieces.events, np.memmap)
     np.testing.assert_array_equal(pieces.events.tolist(), whole.events.tolist())

@@ -154,11 +154,13 @@ def test_coverage_counts_every_event(events_of: EventsOf) -> None:
 
 def test_general_ids_name_what_a_code_would_back_off_to(events_of: EventsOf) -> None:
     vocabulary = fit_vocabulary(events_of(*codes(3, "DX//C50.9"), *codes(3, "SEX")), min_subjects=3)
-    general = {vocabulary.codes[i]: int(g) for i, g in enumerate(vocabulary.general_ids()[2:])}
-    assert general["DX//C50.9"] == vocabulary.id_of("DX//C50")
-    assert general["DX"] == general["SEX"] == UNKNOWN
-    assert vocabulary.general_ids()[:2].tolist() == [0, 1]
-    assert vocabulary.n_ids == len(vocabulary.general_ids())
+    general = vocabulary.general_ids()
+    assert general.shape == (vocabulary.n_ids, 4)
+    above = [vocabulary.id_of(code) for code in ("DX//C50", "DX//C", "DX")]
+    assert general[vocabulary.id_of("DX//C50.9")].tolist() == [*above, UNKNOWN]
+    assert general[vocabulary.id_of("DX//C")].tolist() == [vocabulary.id_of("DX"), UNKNOWN] * 2
+    assert general[vocabulary.id_of("DX")].tolist() == general[vocabulary.id_of("SEX")].tolist() == [UNKNOWN] * 4
+    assert general[:2].tolist() == [[0] * 4, [1] * 4]
 
 
 def test_json_restores_the_same_bits(events_of: EventsOf) -> None:
