@@ -1,17 +1,19 @@
-"""Records: padded batches beside meds-torch-data, and a store of 100 million events built and read in little memory.
+"""Records: training batches beside meds-torch-data, and 100 million events built, fitted and read in little memory.
 
-    python benchmarks/records.py --check              all parts (about 10 minutes, 2 cores, 8 GB of disk)
+    python benchmarks/records.py --check              all parts (about 15 minutes, 2 cores, 8 GB of disk)
     python benchmarks/records.py delphi mimic         of delphi, mimic, scale; these two need ICAN_COHORTS
 
 delphi   ``records/delphi_ukb_sim``: batches of 256 patients with up to 64 events
 mimic    ``records/mimic_iv_demo``: batches of 16 patients with up to 512 events
 scale    10,000, 100,000 and 1,000,000 simulated subjects with 100 events each, read from Parquet into a store;
-         batches of 256 patients with up to 64 events
+         batches of 256 patients with up to 64 events, summary columns of the 16 commonest codes
 
-Each in a process of its own, on one thread, random patients at their latest event. Ours caps each code at a quarter of
-the room and normalises values; meds-torch-data does neither. It is installed, with its own requirements, into
+Each in a process of its own, on one thread, random patients at their latest event, batches as the network gets them:
+tensors of events and of summary columns. Ours caps each code at a quarter of the room and normalises values;
+meds-torch-data does neither and has no summary. It is installed, with its own requirements, into
 ``.venv/peers/meds-torch-data``, and used as its README says: MTD_preprocess, then the dataset's items collated.
-Anonymous memory is sampled while a store is built, coded and read.
+``events alone`` are what the loader gives before they are tensors, and no summary. Anonymous memory is sampled from
+the first file read to the last batch.
 
 Writes ``benchmarks/results/records.json`` (see ``record.py``).
 """
@@ -64,7 +66,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", help=f"of {', '.join(PARTS)}; default: all whose data is here")
     parser.add_argument("--check", action="store_true", help="exit 1 and name each figure that falls short")
-    parser.add_argument("--measure", nargs=4, help=argparse.SUPPRESS)
+    parser.add_argument("--measure", nargs=5, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.measure:
         folder, stores, *numbers = arguments.measure
@@ -91,7 +93,7 @@ def _beside(name: str, limit: int, size: int) -> dict[str, float]:
     source = Path(os.environ["ICAN_COHORTS"]) / "records" / name
     (_FOLDER / "cohort").mkdir()
     (_FOLDER / "cohort" / "records").symlink_to(source.resolve())
-    ours = _in_own_process(_FOLDER / "cohort", limit, size)
+    ours = _in_own_process(_FOLDER / "cohort", limit, size, 512)
     theirs = _peer(source.resolve(), limit, size)
     ratio = ours["samples a second"] / theirs
     return ours | {"meds-torch-data, samples a second": theirs, "times as many": ratio}
@@ -114,15 +116,16 @@ def _scale() -> dict[str, float]:
     found = {}
     for subjects in SUBJECTS:
         write_records(_FOLDER / str(subjects), subjects)
-        measured = _in_own_process(_FOLDER / str(subjects), 64, 256)
+        measured = _in_own_process(_FOLDER / str(subjects), 64, 256, 16)
         found |= {f"{subjects:,} subjects: {name}": value for name, value in measured.items()}
         shutil.rmtree(_FOLDER / str(subjects))
         shutil.rmtree(_FOLDER / "stores")
     return found
 
 
-def _in_own_process(cohort: Path, limit: int, size: int) -> dict[str, float]:
-    command = [sys.executable, __file__, "--measure", str(cohort), str(_FOLDER / "stores"), str(limit), str(size)]
+def _in_own_process(cohort: Path, *numbers: int) -> dict[str, float]:
+    (_FOLDER / "stores").mkdir(exist_ok=True)
+    command = [sys.executable, __file__, "--measure", str(cohort), str(_FOLDER / "stores"), *map(str, numbers)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True, env=environment)
     measured: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
@@ -151,12 +154,15 @@ def write_records(cohort: Path, subjects: int) -> None:
         frame.write_parquet(data / f"{start}.parquet")
 
 
-def measure(cohort: Path, stores: Path, limit: int, size: int) -> dict[str, float]:
-    """Build, code and read a store; seconds of each, samples and events a second, most anonymous memory."""
+def measure(cohort: Path, stores: Path, limit: int, size: int, summary_codes: int) -> dict[str, float]:
+    """Build, fit, encode and read; seconds of each, samples a second, most anonymous memory."""
+    from ican_ml.cohort.cohort import Cohort
+    from ican_ml.inputs.assemble import assemble
+    from ican_ml.inputs.encode import encode
+    from ican_ml.inputs.fit import InputConfig, fit_schema
     from ican_ml.records.meds import read_records
     from ican_ml.records.recent import CodedRecords, RecordLoader
-    from ican_ml.records.store import histories
-    from ican_ml.records.vocabulary import fit_vocabulary
+    from ican_ml.training.data import PatientData
 
     memory, found = _Memory(), {}
 
@@ -168,19 +174,32 @@ def measure(cohort: Path, stores: Path, limit: int, size: int) -> dict[str, floa
 
     store = timed("build (s)", lambda: read_records(cohort, stores))
     n = len(store.subject_id)
-    latest = histories(store, store.subject_id, np.full(n, "NaT", "datetime64[us]"))
-    vocabulary = fit_vocabulary(latest.events(slice(0, 10_000)), 10)
-    coded = timed("code (s)", lambda: CodedRecords.of(store, vocabulary, limit // 4, stores / "coded"))
-    loader, rng = RecordLoader(latest, coded, limit), np.random.default_rng(7)
-    loader.batch(np.arange(min(n, 2)))
-    samples = events = 0
-    started = time.perf_counter()
-    while time.perf_counter() - started < _SECONDS:
-        events += int((loader.batch(rng.integers(0, n, size))["code"] > 0).sum())
-        samples += size
-    seconds = time.perf_counter() - started
-    found |= {"samples a second": samples / seconds, "million events a second": events / seconds / 1e6}
-    return found | {"million events": len(store.code) / 1e6, "anonymous memory, most (GB)": memory.most()}
+    whole = pl.DataFrame({"subject_id": store.subject_id}).with_columns(
+        prediction_time=pl.lit(None, pl.Datetime("us")), treatment=pl.lit([], pl.List(pl.String))
+    )
+    of = Cohort(
+        path=cohort, name="records", meta={}, modalities={}, episodes=whole, targets={}, classes={}, has_records=True
+    )
+    config = InputConfig(max_events=limit, max_per_code=limit // 4, covariates=[], summary_codes=summary_codes)
+    schema = timed("fit (s)", lambda: fit_schema(of, store, whole, config, outcomes=[]))
+    coded = timed("code (s)", lambda: CodedRecords.of(store, schema.vocabulary, stores))
+    states = assemble(of, store, whole, [], lay_out=False)
+    loader = RecordLoader(states.histories, coded, limit, limit // 4)
+    encoded = timed("encode (s)", lambda: encode(schema, states.patients, loader=loader))
+    data = PatientData(encoded=encoded, outcomes={}, rows=np.arange(n))
+
+    def rate(batch: Callable[[Any], Any]) -> float:
+        rng, samples = np.random.default_rng(7), 0
+        batch(np.arange(min(n, 2)))
+        started = time.perf_counter()
+        while time.perf_counter() - started < _SECONDS:
+            batch(rng.integers(0, n, size))
+            samples += size
+        return samples / (time.perf_counter() - started)
+
+    found |= {"samples a second": rate(data.batch), "samples a second, events alone": rate(loader.batch)}
+    found |= {"summary columns": encoded.summary.shape[1], "million events": len(store.code) / 1e6}
+    return found | {"anonymous memory, most (GB)": memory.most()}
 
 
 class _Memory:

@@ -7,6 +7,7 @@ A run (:mod:`ican_ml.pipeline`) and an audit (:mod:`ican_ml.audit`) go through t
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Prepared:
-    """What every fold shares: nothing in it is fitted."""
+    """What every fold shares: nothing in it is fitted. ``stores`` is where the store lies, with room for more."""
 
     cohort: Cohort
     store: RecordStore | None
@@ -44,6 +45,7 @@ class Prepared:
     outcomes: dict[str, Outcome]
     splits: dict[str, Split]
     data_hash: str
+    stores: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,10 +80,10 @@ def fit_fold(config: RunConfig, prepared: Prepared, split: Split) -> Fold:
 
 def encode_fold(config: RunConfig, prepared: Prepared, schema: InputSchema) -> Fold:
     """Encode all episodes under a schema that was fitted before."""
-    states = assemble(prepared.cohort, prepared.store, prepared.episodes, config.inputs.covariates)
+    states = assemble(prepared.cohort, prepared.store, prepared.episodes, config.inputs.covariates, lay_out=False)
     loader = None
     if states.histories is not None and schema.vocabulary is not None:
-        coded = CodedRecords.of(states.histories.store, schema.vocabulary)
+        coded = CodedRecords.of(states.histories.store, schema.vocabulary, prepared.stores)
         loader = RecordLoader(states.histories, coded, schema.max_events, schema.max_per_code)
     encoded = encode(schema, states.patients, backend=config.encoding.choice, loader=loader)
     return Fold(schema=schema, states=states, encoded=encoded)

@@ -86,7 +86,7 @@ def prepare(config: RunConfig) -> Prepared:
         simulate(part, subjects=config.cohort.simulate.subjects, seed=config.cohort.simulate.seed)
         part.rename(path)
     cohort = read_cohort(path, task=config.cohort.family, modalities=config.inputs.modalities)
-    store = None
+    store = stores = None
     if cohort.has_records and config.inputs.records:
         stores = Path(config.runs) / ".records"
         stores.mkdir(parents=True, exist_ok=True)
@@ -111,6 +111,7 @@ def prepare(config: RunConfig) -> Prepared:
         outcomes=outcomes,
         splits=splits,
         data_hash=data_hash(path),
+        stores=stores,
     )
 
 

@@ -49,9 +49,17 @@ class CohortStates:
 
 
 def assemble(
-    cohort: Cohort, store: RecordStore | None, episodes: pl.DataFrame, covariates: Sequence[str]
+    cohort: Cohort,
+    store: RecordStore | None,
+    episodes: pl.DataFrame,
+    covariates: Sequence[str],
+    *,
+    lay_out: bool = True,
 ) -> CohortStates:
-    """Gather the patients of ``episodes``: latest samples and events at or before each prediction time."""
+    """Gather the patients of ``episodes``: latest samples and events at or before each prediction time.
+
+    ``lay_out``: whether the patients hold their events, or only ``histories`` says where they lie.
+    """
     missing = [name for name in covariates if name not in episodes.columns]
     if missing:
         raise ValueError(
@@ -79,7 +87,7 @@ def assemble(
             omics={
                 name: _omics_rows(modality, subject_id, prediction_time) for name, modality in cohort.modalities.items()
             },
-            events=known.events() if known is not None else None,
+            events=known.events() if known is not None and lay_out else None,
             covariates={name: episodes[name][first].to_list() for name in covariates},
             regimens=regimens,
         ),

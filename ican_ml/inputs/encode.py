@@ -42,7 +42,7 @@ from ican_ml.inputs.regimens import EncodedRegimens, Regimen, collate_regimens, 
 from ican_ml.inputs.schema import InputSchema, ModalitySchema
 from ican_ml.records.aggregates import aggregate
 from ican_ml.records.recent import recent
-from ican_ml.records.vocabulary import Events
+from ican_ml.records.vocabulary import Events, Record
 
 Float32 = npt.NDArray[np.float32]
 Int64 = npt.NDArray[np.int64]
@@ -100,6 +100,13 @@ class Loader(Protocol):
     def batch(self, rows: Int64) -> dict[str, npt.NDArray[Any]]: ...
 
 
+class StoredRecord(Loader, Protocol):
+    """A loader that also gives the whole record of all rows, some rows at a time."""
+
+    @property
+    def record(self) -> Record: ...
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Events:
     """Events that are kept, ragged; and the ages of all rows."""
@@ -147,22 +154,22 @@ class EncodedPatients:
 
 
 def encode(
-    schema: InputSchema, states: PatientStates, *, backend: Backend = "auto", loader: Loader | None = None
+    schema: InputSchema, states: PatientStates, *, backend: Backend = "auto", loader: StoredRecord | None = None
 ) -> EncodedPatients:
     """Turn patients into network inputs under a fitted schema. No Python loop over patients' values.
 
     Parameters
     ----------
     loader
-        Where batches get their events from, if not from ``states``: the same ones.
+        Where events come from in place of ``states``, whose own are then not looked at.
     """
     n_rows = len(states.regimens)
+    record = loader.record if loader is not None else states.events
     modalities = {m.name: _encode_modality(m, states.omics.get(m.name), n_rows, backend) for m in schema.modalities}
-    events, aggregates = _encode_events(schema, states.events, n_rows, loader)
-    summary_raw = np.concatenate([aggregates, _encode_covariates(schema, states.covariates, n_rows)], axis=1)
+    summary_raw = encode_summary(schema, record, states.covariates, n_rows)
     return EncodedPatients(
         modalities=modalities,
-        events=events,
+        events=loader if loader is not None else _keep_events(schema, states.events, n_rows),
         summary_raw=summary_raw,
         summary=standardise_summary(summary_raw, schema.summary_mean, schema.summary_inverse_sd),
         regimens=encode_regimens(
@@ -171,11 +178,23 @@ def encode(
     )
 
 
-def encode_summary(schema: InputSchema, states: PatientStates) -> Float32:
+def encode_summary(
+    schema: InputSchema, record: Record | None, covariates: Mapping[str, Sequence[object]], n_rows: int
+) -> Float32:
     """The ``summary_raw`` of :func:`encode` alone: float32 [N, S], NaN = missing."""
-    n_rows = len(states.regimens)
-    aggregates = _encode_events(schema, states.events, n_rows)[1]
-    return np.concatenate([aggregates, _encode_covariates(schema, states.covariates, n_rows)], axis=1)
+    width = len(schema.aggregates.names) if schema.aggregates else 0
+    columns = _encode_covariates(schema, covariates, n_rows)
+    summary = np.full((n_rows, width + columns.shape[1]), np.nan, np.float32)
+    summary[:, width:] = columns
+    if schema.vocabulary is None or schema.aggregates is None or record is None:
+        return summary
+    start = 0
+    for events in record.pieces():
+        ids, values, has_value = schema.vocabulary.encode(events)
+        columns = aggregate(schema.aggregates, events.offsets, ids, values, has_value, events.gap, events.age)
+        summary[start : start + events.n_rows, :width] = columns
+        start += events.n_rows
+    return summary
 
 
 def standardise_summary(raw: Float32, mean: Float32, inverse_sd: Float32) -> Float32:
@@ -207,13 +226,10 @@ def _encode_modality(schema: ModalitySchema, rows: OmicsRows | None, n_rows: int
     )
 
 
-def _encode_events(
-    schema: InputSchema, events: Events | None, n_rows: int, loader: Loader | None = None
-) -> tuple[Loader, Float32]:
-    if schema.vocabulary is None or schema.aggregates is None or events is None:
+def _keep_events(schema: InputSchema, events: Events | None, n_rows: int) -> _Events:
+    if schema.vocabulary is None or events is None:
         none = np.empty(0, np.float32)
-        width = len(schema.aggregates.names) if schema.aggregates else 0
-        nothing = _Events(
+        return _Events(
             offsets=np.zeros(n_rows + 1, np.int64),
             code=np.empty(0, np.int64),
             value=none,
@@ -221,11 +237,7 @@ def _encode_events(
             gap=none,
             age=np.zeros(n_rows, np.float32),
         )
-        return nothing, np.full((n_rows, width), np.nan, np.float32)
     ids, values, has_value = schema.vocabulary.encode(events)
-    aggregates = aggregate(schema.aggregates, events.offsets, ids, values, has_value, events.gap, events.age)
-    if loader is not None:
-        return loader, aggregates
     keep = recent(events.offsets, ids, events.gap < 0, schema.max_events, schema.max_per_code)
     kept_before = np.concatenate([[0], np.cumsum(keep)])
     return _Events(
@@ -235,7 +247,7 @@ def _encode_events(
         has_value=has_value[keep].astype(np.float32),
         gap=events.gap[keep],
         age=np.nan_to_num(events.age, nan=0.0).astype(np.float32),
-    ), aggregates
+    )
 
 
 def _encode_covariates(schema: InputSchema, values: Mapping[str, Sequence[object]], n_rows: int) -> Float32:

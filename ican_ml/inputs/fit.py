@@ -22,9 +22,9 @@ from ican_ml.encoding.normalize_log1p import normalize_log1p
 from ican_ml.inputs.assemble import CohortStates, assemble
 from ican_ml.inputs.encode import encode_summary
 from ican_ml.inputs.schema import Covariate, InputSchema, ModalitySchema, Task
-from ican_ml.records.aggregates import Aggregates, fit_aggregates
-from ican_ml.records.store import RecordStore, history, latest_rows
-from ican_ml.records.vocabulary import Events, Vocabulary, fit_vocabulary
+from ican_ml.records.aggregates import fit_aggregates
+from ican_ml.records.store import RecordStore, histories, latest_rows
+from ican_ml.records.vocabulary import Vocabulary, fit_vocabulary
 
 if TYPE_CHECKING:
     import polars as pl
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from ican_ml.cohort.omics import Modality
 
 _BINARY_SD_FLOOR = 0.1
+_COLUMNS = 32
 _ROBUST_SD_PER_IQR = 1.349
 
 
@@ -50,6 +51,8 @@ class InputConfig:
         Columns of the episodes table known at prediction time (text = one-hot, numbers as they are).
     max_tokens, max_events, max_per_code
         How many features of each modality, and how many events, become tokens; of those, how many of one code.
+    summary_codes
+        Of how many codes, the commonest, the summary of a record has columns.
     min_subjects
         A record code, or a drug, seen in fewer training subjects is not given an identity of its own.
     survival_bins
@@ -62,11 +65,13 @@ class InputConfig:
     max_tokens: int = 32
     max_events: int = 96
     max_per_code: int = 24
+    summary_codes: int = 512
     min_subjects: int = 10
     survival_bins: int = 12
 
     def __post_init__(self) -> None:
-        for name in ("max_tokens", "max_events", "max_per_code", "min_subjects", "survival_bins"):
+        names = ("max_tokens", "max_events", "max_per_code", "summary_codes", "min_subjects", "survival_bins")
+        for name in names:
             if getattr(self, name) < 1:
                 raise ValueError(f"inputs.{name}: expected a whole number of at least 1, got {getattr(self, name)}")
 
@@ -93,7 +98,7 @@ def fit_schema(
         If a covariate or an outcome column is missing from the episodes, or an outcome has no values to fit.
     """
     covariates = tuple(_fit_covariate(episodes, name) for name in config.covariates)
-    states = assemble(cohort, store, episodes, config.covariates)
+    states = assemble(cohort, store, episodes, config.covariates, lay_out=False)
     modalities = tuple(
         _fit_modality(cohort.modalities[name], states, config.max_tokens, backend) for name in cohort.modalities
     )
@@ -110,7 +115,9 @@ def fit_schema(
         targets=targets,
         class_of=dict(sorted(cohort.classes.items())),
         vocabulary=vocabulary,
-        aggregates=_fit_aggregates(vocabulary, states.patients.events),
+        aggregates=fit_aggregates(vocabulary, states.histories, most=config.summary_codes)
+        if vocabulary is not None and states.histories is not None
+        else None,
         max_events=config.max_events,
         max_per_code=config.max_per_code,
         covariates=covariates,
@@ -186,14 +193,7 @@ def _fit_drugs(episodes: pl.DataFrame, min_subjects: int) -> tuple[str, ...]:
 def _fit_vocabulary(store: RecordStore, states: CohortStates, min_subjects: int) -> Vocabulary:
     """From each training subject's latest state, so that a subject with many episodes counts once."""
     last = latest_rows(states.subject_id, states.prediction_time)
-    return fit_vocabulary(history(store, states.subject_id[last], states.prediction_time[last]), min_subjects)
-
-
-def _fit_aggregates(vocabulary: Vocabulary | None, events: Events | None) -> Aggregates | None:
-    if vocabulary is None or events is None:
-        return None
-    ids, _, has_value = vocabulary.encode(events)
-    return fit_aggregates(vocabulary, events.offsets, ids, has_value, events.gap)
+    return fit_vocabulary(histories(store, states.subject_id[last], states.prediction_time[last]), min_subjects)
 
 
 def _fit_covariate(episodes: pl.DataFrame, name: str) -> Covariate:
@@ -238,10 +238,14 @@ def _fit_task(episodes: pl.DataFrame, name: str, kind: str, bins: int) -> Task:
 def _with_summary_statistics(schema: InputSchema, states: CohortStates) -> InputSchema:
     width = len(schema.summary_names)
     blank = replace(schema, summary_mean=np.zeros(width, np.float32), summary_inverse_sd=np.ones(width, np.float32))
-    raw = encode_summary(blank, states.patients).astype(np.float64)
+    raw = encode_summary(blank, states.histories, states.patients.covariates, len(states.patients.regimens))
+    mean, sd = np.empty(width), np.empty(width)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
-        mean, sd = np.nanmean(raw, axis=0), np.nanstd(raw, axis=0)
+        for start in range(0, width, _COLUMNS):
+            columns = raw[:, start : start + _COLUMNS].astype(np.float64)
+            mean[start : start + _COLUMNS] = np.nanmean(columns, axis=0)
+            sd[start : start + _COLUMNS] = np.nanstd(columns, axis=0)
     return replace(
         schema,
         summary_mean=np.nan_to_num(mean).astype(np.float32),

@@ -22,11 +22,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ican_ml.records.vocabulary import FIRST_KNOWN, Bool, Float32, Int64, Vocabulary
+from ican_ml.records.vocabulary import FIRST_KNOWN, Bool, Float32, Int64, Record, Vocabulary, distinct
 
 ENCODING = "ican-aggregates"
 VERSION = 1
 _DAYS_PER_YEAR = 365.25
+MOST_CODES = 512
 _MIN_ROWS = 20
 _MIN_FRACTION = 0.005
 Float64 = npt.NDArray[np.float64]
@@ -86,36 +87,38 @@ class Aggregates:
 
 
 def fit_aggregates(
-    vocabulary: Vocabulary, offsets: Int64, ids: Int64, has_value: Bool, gap: Float32, *, min_rows: int | None = None
+    vocabulary: Vocabulary, record: Record, *, most: int = MOST_CODES, min_rows: int | None = None
 ) -> Aggregates:
     """Choose the columns: codes that at least ``min_rows`` of the training rows have.
 
     Parameters
     ----------
     vocabulary
-        Names the ids.
-    offsets, ids, has_value, gap
-        Encoded training events, see :meth:`Vocabulary.encode` and :class:`Events`.
+        Gives and names the ids.
+    record
+        Training rows.
+    most
+        Of how many codes at most: the commonest, and of those as common as the last the first by name.
     min_rows
         Default: 0.5% of the rows, at least 20. Padding and unknown never get a column.
     """
-    n_rows = len(offsets) - 1
     if min_rows is None:
-        min_rows = max(_MIN_ROWS, int(np.ceil(_MIN_FRACTION * n_rows)))
-    rows = np.repeat(np.arange(n_rows, dtype=np.int64), np.diff(offsets))
-    dated = gap >= 0
-
-    def common(chosen: Bool) -> Int64:
-        pairs = np.unique(rows[chosen] * vocabulary.n_ids + ids[chosen])
-        n_having = np.bincount(pairs % vocabulary.n_ids, minlength=vocabulary.n_ids)
-        n_having[:FIRST_KNOWN] = 0
-        return np.flatnonzero(n_having >= min_rows)
-
-    def ever(chosen: Bool) -> Bool:
-        return np.bincount(ids[chosen], minlength=vocabulary.n_ids) > 0
-
-    code_ids, value_ids = common(np.ones(len(ids), bool)), common(has_value)
-    dated_ids, slope_ids = code_ids[ever(dated)[code_ids]], value_ids[ever(dated & has_value)[value_ids]]
+        min_rows = max(_MIN_ROWS, int(np.ceil(_MIN_FRACTION * record.n_rows)))
+    n_ids = vocabulary.n_ids
+    having, having_values = np.zeros(n_ids, np.int64), np.zeros(n_ids, np.int64)
+    ever_dated, ever_dated_values = np.zeros(n_ids, bool), np.zeros(n_ids, bool)
+    for events in record.pieces():
+        ids, _, has_value = vocabulary.encode(events)
+        row, dated = events.row_ids(), events.gap >= 0
+        having += np.bincount(distinct(row * n_ids + ids) % n_ids, minlength=n_ids)
+        having_values += np.bincount(distinct((row * n_ids + ids)[has_value]) % n_ids, minlength=n_ids)
+        ever_dated[ids[dated]] = True
+        ever_dated_values[ids[dated & has_value]] = True
+    having[:FIRST_KNOWN] = 0
+    common = np.sort(np.argsort(-having, kind="stable")[:most])
+    code_ids = common[having[common] >= min_rows]
+    value_ids = common[having_values[common] >= min_rows]
+    dated_ids, slope_ids = code_ids[ever_dated[code_ids]], value_ids[ever_dated_values[value_ids]]
     blocks = (
         ("count", code_ids),
         ("recency", dated_ids),

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import numpy as np
@@ -21,10 +22,9 @@ import numpy.typing as npt
 
 from ican_ml.cohort.asof import NAT
 from ican_ml.encoding.csr import row_pieces
-from ican_ml.records.store import MICROSECONDS_PER_DAY, Histories, RecordStore
+from ican_ml.records.store import MINUTE, PIECE_EVENTS, Histories, RecordStore
 from ican_ml.records.vocabulary import Bool, Events, Int64, Vocabulary
 
-_CHUNK = 1 << 22
 Padded = dict[str, npt.NDArray[Any]]
 
 
@@ -67,8 +67,8 @@ def _place(group: Int64, ids: Int64) -> Int64:
     return np.arange(len(ids)) - np.repeat(start, np.diff(np.append(start, len(ids))))
 
 
-EVENT = np.dtype([("time", "<i8"), ("id", "<i4"), ("value", "<f4")], align=True)
-ROW = np.dtype([("start", "<i8"), ("stop", "<i8"), ("now", "<i8"), ("age", "<f4")], align=True)
+EVENT = np.dtype([("minute", "<i4"), ("id", "<i4"), ("value", "<f4")])
+ROW = np.dtype([("start", "<i8"), ("dated", "<i8"), ("stop", "<i8"), ("now", "<i4"), ("age", "<f4")])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,7 +78,7 @@ class CodedRecords:
     Attributes
     ----------
     events
-        `EVENT` [events]: time in microseconds; id; value, normalised, NaN = none.
+        `EVENT` [events]: minute; id; value, normalised, NaN = none. The minute of a static event means nothing.
     n_ids
         Of the vocabulary.
     """
@@ -93,10 +93,10 @@ class CodedRecords:
         Parameters
         ----------
         folder
-            Where they are to lie, memory-mapped; None: in memory.
+            Where they are to lie, memory-mapped, in a file without a name that goes with its user; None: in memory.
         """
         coded = _array(folder, len(store.code))
-        for first, last in row_pieces(store.offsets, _CHUNK):
+        for first, last in row_pieces(store.offsets, PIECE_EVENTS):
             part = slice(int(store.offsets[first]), int(store.offsets[last]))
             events = Events(
                 offsets=np.array([0, part.stop - part.start]),
@@ -110,7 +110,7 @@ class CodedRecords:
                 parents=store.parents,
             )
             found, normal, has_value = vocabulary.encode(events)
-            coded["time"][part], coded["id"][part] = store.time[part].view(np.int64), found
+            coded["minute"][part], coded["id"][part] = store.time[part].view(np.int64) // MINUTE, found
             coded["value"][part] = np.where(has_value, normal, np.float32(np.nan))
         return cls(events=coded, n_ids=vocabulary.n_ids)
 
@@ -131,10 +131,11 @@ class RecordLoader:
     def __init__(self, rows: Histories, coded: CodedRecords, limit: int, per_code: int) -> None:
         from ican_ml.records.recent_kernel import gather
 
-        self.coded, self._limits, self._gather = coded, (limit, per_code), gather
+        self.record, self.coded, self._limits, self._gather = rows, coded, (limit, per_code), gather
         self._known = np.empty(len(rows.start), ROW)
-        self._known["start"], self._known["stop"], self._known["now"] = rows.start, rows.stop, rows.now
-        self._known["age"] = np.nan_to_num(rows.age, nan=0.0)
+        columns = {"start": rows.start, "dated": _first_dated(rows), "stop": rows.stop, "now": rows.now // MINUTE}
+        for name, column in (columns | {"age": np.nan_to_num(rows.age, nan=0.0)}).items():
+            self._known[name] = column
 
     def batch(self, rows: Int64) -> Padded:
         """The events of some patients, in the order of time, static ones first; at least one column.
@@ -145,13 +146,23 @@ class RecordLoader:
             ``code`` int64, ``value``, ``has_value``, ``gap``, ``age`` float32, each [rows, width]: code 0 and zeros are
             padding; gap in days before the prediction, -1 = static; age in years, 0 = unknown.
         """
-        options = (*self._limits, self.coded.n_ids, NAT, float(MICROSECONDS_PER_DAY))
-        found = self._gather(self.coded.events, self._known[rows], *options)
+        found = self._gather(self.coded.events, self._known[rows], *self._limits, self.coded.n_ids)
         return dict(zip(("code", "value", "has_value", "gap", "age"), found, strict=True))
 
 
-def _array(folder: Path | None, size: int) -> Any:
-    if folder is None:
+def _first_dated(rows: Histories) -> Int64:
+    """int64 [rows]: where the static events of each end."""
+    at, moment = rows.start.copy(), rows.store.time.view(np.int64)
+    row = np.flatnonzero(at < rows.stop)
+    while row.size:
+        row = row[moment[at[row]] == NAT]
+        at[row] += 1
+        row = row[at[row] < rows.stop[row]]
+    return at
+
+
+def _array(folder: Path | None, size: int) -> npt.NDArray[Any]:
+    if folder is None or not size:
         return np.empty(size, EVENT)
-    folder.mkdir(parents=True, exist_ok=True)
-    return np.lib.format.open_memmap(folder / "events.npy", mode="w+", dtype=EVENT, shape=(size,))
+    with TemporaryFile(dir=folder) as file:
+        return np.memmap(file, EVENT, "w+", shape=(size,))

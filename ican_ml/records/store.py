@@ -7,17 +7,19 @@ NumPy and the standard library only: serving sends one patient through the same 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from ican_ml.cohort.asof import NAT, end_of_known, find_subjects
+from ican_ml.encoding.csr import row_pieces
 from ican_ml.records.vocabulary import Bool, Events, Float32, Int32, Int64
 
 BIRTH, DEATH = "MEDS_BIRTH", "MEDS_DEATH"
-MICROSECONDS_PER_DAY = 86_400_000_000
+MINUTE, MINUTES_PER_DAY = 60_000_000, 1440  # the former in microseconds
+PIECE_EVENTS = 1 << 22
 _DAYS_PER_YEAR = 365.25
 Times = npt.NDArray[np.datetime64]
 
@@ -125,6 +127,17 @@ class Histories:
     now: Int64
     age: Float32
 
+    @property
+    def n_rows(self) -> int:
+        """Number of rows."""
+        return len(self.start)
+
+    def pieces(self) -> Iterator[Events]:
+        """The events of all rows, some rows at a time; at least one piece."""
+        offsets = np.append(0, np.cumsum(self.stop - self.start))
+        for first, last in row_pieces(offsets, PIECE_EVENTS) or [(0, 0)]:
+            yield self.events(slice(first, last))
+
     def events(self, rows: slice = slice(None)) -> Events:
         """The events of a range of rows. An event before birth is kept."""
         start, now, store = self.start[rows], self.now[rows], self.store
@@ -132,7 +145,7 @@ class Histories:
         offsets = np.append(0, np.cumsum(length)).astype(np.int64)
         at = np.repeat(start - offsets[:-1], length) + np.arange(offsets[-1], dtype=np.int64)
         moment = store.time.view(np.int64)[at]
-        gap = (np.repeat(now, length) - moment) / MICROSECONDS_PER_DAY
+        gap = (np.repeat(now // MINUTE, length) - moment // MINUTE) / MINUTES_PER_DAY
         return Events(
             offsets=offsets,
             code=store.code[at],
@@ -213,5 +226,5 @@ def _age(store: RecordStore, subject: Int64, found: Bool, now: Int64) -> Float32
     if len(store.subject_id):
         birth = store.birth.view(np.int64)[subject]
         known = found & (birth != NAT) & (now != NAT) & (now >= birth)
-        age[known] = (now[known] - birth[known]) / (MICROSECONDS_PER_DAY * _DAYS_PER_YEAR)
+        age[known] = (now[known] - birth[known]) / (MINUTE * MINUTES_PER_DAY * _DAYS_PER_YEAR)
     return age.astype(np.float32)

@@ -17,7 +17,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -52,7 +52,7 @@ class Events:
     value
         float32 [events]; NaN = none.
     gap
-        float32 [events]: days from the event to the prediction time, at least 0; -1 = static.
+        float32 [events]: days from the event to the prediction time, between whole minutes; -1 = static.
     age
         float32 [rows]: years at the prediction time; NaN = unknown.
     codes, units
@@ -88,6 +88,19 @@ class Events:
     def row_ids(self) -> Int64:
         """int64 [events]: the row of each event."""
         return np.repeat(np.arange(self.n_rows, dtype=np.int64), np.diff(self.offsets))
+
+    def pieces(self) -> Iterator[Events]:
+        """All rows, as a `Record` gives them."""
+        yield self
+
+
+class Record(Protocol):
+    """Events of rows that come some rows at a time, again at every call: `Events` at once, histories from a store."""
+
+    @property
+    def n_rows(self) -> int: ...
+
+    def pieces(self) -> Iterator[Events]: ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -224,7 +237,7 @@ class Vocabulary:
         return next((self._id[c] for c in back_off(code, parents) if c in self._id), UNKNOWN)
 
 
-def fit_vocabulary(events: Events, min_subjects: int) -> Vocabulary:
+def fit_vocabulary(record: Record, min_subjects: int) -> Vocabulary:
     """Fit a vocabulary on training subjects.
 
     A code gets an id when at least ``min_subjects`` rows have it, or one below it: rare codes then back off to it. A
@@ -232,7 +245,7 @@ def fit_vocabulary(events: Events, min_subjects: int) -> Vocabulary:
 
     Parameters
     ----------
-    events
+    record
         One row a training subject (its latest prediction time): rows are counted as subjects.
     min_subjects
         At least 1.
@@ -244,18 +257,20 @@ def fit_vocabulary(events: Events, min_subjects: int) -> Vocabulary:
     """
     if min_subjects < 1:
         raise ValueError(f"min_subjects: expected a whole number of at least 1, got {min_subjects}")
-    rows = events.row_ids()
-    lineage = [(code, *back_off(code, events.parents)) for code in events.codes]
+    first = next(record.pieces())
+    lineage = [(code, *back_off(code, first.parents)) for code in first.codes]
     names = sorted({name for line in lineage for name in line})
     position = {name: i for i, name in enumerate(names)}
     size = np.array([len(line) for line in lineage], np.int64)
     flat = np.array([position[name] for line in lineage for name in line], np.int64)
-    seen = np.unique(rows * max(len(events.codes), 1) + events.code)
-    seen_row, seen_code = np.divmod(seen, max(len(events.codes), 1))
-    reached = np.unique(np.repeat(seen_row, size[seen_code]) * max(len(names), 1) + flat[_expand(size, seen_code)])
-    subjects = np.bincount(reached % max(len(names), 1), minlength=len(names))
+    subjects = np.zeros(len(names), np.int64)
+    for events in record.pieces():
+        seen = distinct(events.row_ids() * max(len(size), 1) + events.code)
+        seen_row, seen_code = np.divmod(seen, max(len(size), 1))
+        reached = distinct(np.repeat(seen_row, size[seen_code]) * max(len(names), 1) + flat[_expand(size, seen_code)])
+        subjects += np.bincount(reached % max(len(names), 1), minlength=len(names))
     codes = tuple(name for name, n in zip(names, subjects.tolist(), strict=True) if n >= min_subjects)
-    return Vocabulary(codes=codes, normal=_fit_normal(events, rows, set(codes), min_subjects), parents=events.parents)
+    return Vocabulary(codes=codes, normal=_fit_normal(record, first, set(codes), min_subjects), parents=first.parents)
 
 
 def back_off(code: str, parents: Mapping[str, tuple[str, ...]]) -> Iterator[str]:
@@ -297,25 +312,46 @@ def _shorter(code: str) -> Iterator[str]:
 
 
 def _fit_normal(
-    events: Events, rows: Int64, codes: set[str], min_subjects: int
+    record: Record, first: Events, codes: set[str], min_subjects: int
 ) -> dict[tuple[str, str], tuple[float, float]]:
     """Median and IQR / 1.349 by (code, unit)."""
-    valued = np.flatnonzero(np.isfinite(events.value))
-    pair = _pair(events, valued)
-    order = np.lexsort((events.value[valued], pair))
-    values = events.value[valued][order].astype(np.float64)
-    pairs, start, pair_of = np.unique(pair[order], return_index=True, return_inverse=True)
-    stop = np.append(start, len(values))[1:]
-    n_rows = max(len(events.offsets) - 1, 1)
-    subjects = np.bincount(np.unique(pair_of * n_rows + rows[valued][order]) // n_rows, minlength=len(pairs))
+    n_pairs = len(first.codes) * len(first.units)
+    size, subjects = np.zeros(n_pairs, np.int64), np.zeros(n_pairs, np.int64)
+    for events in record.pieces():
+        pair, row, _ = _valued(events)
+        size += np.bincount(pair, minlength=n_pairs)
+        subjects += np.bincount(distinct(pair * events.n_rows + row) // max(events.n_rows, 1), minlength=n_pairs)
+    known = np.array([code in codes for code in first.codes], bool).repeat(len(first.units))
+    wanted = known & (subjects >= min_subjects) & (size > 0)
+    start = np.cumsum(np.where(wanted, size, 0)) - np.where(wanted, size, 0)
+    values, filled = np.empty(int(size[wanted].sum()), np.float32), start.copy()
+    for events in record.pieces():
+        pair, _, value = _valued(events)
+        pair, value = pair[wanted[pair]], value[wanted[pair]]
+        order = np.argsort(pair, kind="stable")
+        each = np.bincount(pair, minlength=n_pairs)
+        values[np.repeat(filled - (np.cumsum(each) - each), each) + np.arange(len(pair))] = value[order]
+        filled += each
     normal: dict[tuple[str, str], tuple[float, float]] = {}
-    for p, low, high, n in zip(pairs.tolist(), start.tolist(), stop.tolist(), subjects.tolist(), strict=True):
-        code, unit = events.codes[p // len(events.units)], events.units[p % len(events.units)]
-        if n >= min_subjects and code in codes:
-            q1, centre, q3 = np.quantile(values[low:high], (0.25, 0.5, 0.75))
-            scale = (q3 - q1) / _SD_PER_IQR
-            normal[code, unit] = (float(centre), float(scale) if np.isfinite(scale) and scale > 0 else 1.0)
+    for p in np.flatnonzero(wanted).tolist():
+        code, unit = first.codes[p // len(first.units)], first.units[p % len(first.units)]
+        measured = values[start[p] : start[p] + size[p]].astype(np.float64)
+        q1, centre, q3 = np.quantile(measured, (0.25, 0.5, 0.75))
+        scale = (q3 - q1) / _SD_PER_IQR
+        normal[code, unit] = (float(centre), float(scale) if np.isfinite(scale) and scale > 0 else 1.0)
     return dict(sorted(normal.items()))
+
+
+def _valued(events: Events) -> tuple[Int64, Int64, Float32]:
+    """Pair (see `_pair`), row and value of the events that have one."""
+    at = np.flatnonzero(np.isfinite(events.value))
+    return _pair(events, at), events.row_ids()[at], events.value[at]
+
+
+def distinct(keys: Int64) -> Int64:
+    """The different ones, ascending: ten times as fast as `numpy.unique`, which hashes them since NumPy 2.3."""
+    keys = np.sort(keys)
+    return keys[np.append(True, keys[1:] != keys[:-1])[: len(keys)]]
 
 
 def _pair(events: Events, at: Int64) -> Int64:

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ican_ml.records.aggregates import Aggregates, aggregate, fit_aggregates
-from ican_ml.records.vocabulary import Vocabulary
+from ican_ml.records.vocabulary import FIRST_KNOWN, Events, Vocabulary
 
-VOCABULARY = Vocabulary(codes=("LAB//CEA", "DRUG//A", "SEX//F"), normal={}, parents={})
+VOCABULARY = Vocabulary(codes=("LAB//CEA", "DRUG//A", "SEX//F"), normal={("LAB//CEA", ""): (0.0, 1.0)}, parents={})
 CEA, DRUG, SEX = 2, 3, 4
 Event = tuple[int, float, float | None]
 YEAR = 365.25
@@ -29,11 +29,18 @@ def flat(rows: list[list[Event]]) -> dict[str, np.ndarray]:
     }
 
 
-def fit(rows: list[list[Event]], min_rows: int | None = 1) -> Aggregates:
+def fit(rows: list[list[Event]], min_rows: int | None = 1, most: int = 9) -> Aggregates:
     parts = flat(rows)
-    return fit_aggregates(
-        VOCABULARY, parts["offsets"], parts["ids"], parts["has_value"], parts["gap"], min_rows=min_rows
+    events = Events(
+        offsets=parts["offsets"],
+        code=((parts["ids"] - FIRST_KNOWN) % 4).astype(np.int32),
+        value=np.where(parts["has_value"], parts["values"], np.float32(np.nan)),
+        unit=np.zeros(len(parts["ids"]), np.int32),
+        gap=parts["gap"],
+        age=np.full(len(rows), 61.5, np.float32),
+        codes=(*VOCABULARY.codes, "NEW"),
     )
+    return fit_aggregates(VOCABULARY, events, most=most, min_rows=min_rows)
 
 
 def compute(spec: Aggregates, rows: list[list[Event]]) -> np.ndarray:
@@ -96,6 +103,7 @@ def test_kept_codes_are_those_of_enough_rows() -> None:
     many = rows * 300
     assert fit(many, None).code_ids == (CEA, DRUG, SEX), "half a percent of 9,300 rows"
     assert fit(many, 301).code_ids == (CEA, DRUG)
+    assert fit(many, 1, most=2).code_ids == (CEA, DRUG), "the commonest"
 
 
 def test_ids_beyond_the_spec_are_ignored() -> None:

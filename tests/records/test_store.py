@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from ican_ml.records.aggregates import aggregate, fit_aggregates
 from ican_ml.records.meds import read_records
-from ican_ml.records.store import RecordStore, history, latest_rows
+from ican_ml.records.store import RecordStore, histories, history, latest_rows
 from ican_ml.records.vocabulary import Events, fit_vocabulary
 
 Row = tuple[int, str | None, str, float | None, str]
@@ -139,6 +139,23 @@ def _simulated(seed: int) -> list[Row]:
     return made
 
 
+def test_what_is_fitted_and_encoded_is_the_same_in_one_piece_and_in_many(
+    store_of: StoreOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = histories(store_of(_simulated(1)), np.arange(60), np.full(60, np.datetime64("2020-06-15", "us")))
+    whole = known.events()
+    vocabulary = fit_vocabulary(whole, min_subjects=5)
+    monkeypatch.setattr("ican_ml.records.store.PIECE_EVENTS", 40)
+    pieces = list(known.pieces())
+    assert len(pieces) > 10
+    assert sum(piece.n_rows for piece in pieces) == known.n_rows
+    np.testing.assert_array_equal(np.concatenate([piece.gap for piece in pieces]), whole.gap)
+    assert repr(fit_vocabulary(known, min_subjects=5).to_json()) == repr(vocabulary.to_json())
+    assert fit_aggregates(vocabulary, known) == fit_aggregates(vocabulary, whole)
+    nobody = histories(known.store, np.empty(0, np.int64), np.empty(0, "datetime64[us]"))
+    assert [piece.n_rows for piece in nobody.pieces()] == [0]
+
+
 def test_changing_the_future_changes_nothing(store_of: StoreOf) -> None:
     rows = _simulated(1)
     now = "2020-06-15"
@@ -155,7 +172,7 @@ def test_changing_the_future_changes_nothing(store_of: StoreOf) -> None:
         events = history(store_of(source), np.arange(60), np.full(60, np.datetime64(now, "us")))
         vocabulary = fit_vocabulary(events, min_subjects=5)
         ids, values, has_value = vocabulary.encode(events)
-        spec = fit_aggregates(vocabulary, events.offsets, ids, has_value, events.gap)
+        spec = fit_aggregates(vocabulary, events)
         columns = aggregate(spec, events.offsets, ids, values, has_value, events.gap, events.age)
         assert columns.shape[1] > 15
         parts = (events.offsets, ids, values, has_value, events.gap, events.age, columns)
