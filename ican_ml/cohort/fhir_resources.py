@@ -5,8 +5,9 @@ case of its own but the genes: stage groups, disease status and tumour markers a
 
 When a resource was known: an Observation at its effective time (the end of a period); a Condition or an allergy when it
 was recorded, else at its onset, since a diagnosis entered later was not known at the onset; a DiagnosticReport when it
-was issued; a request when it was authored; a procedure or a dose when it began. What has no time is left: an event
-without one would count as known always. ``partOf``, ``basedOn`` and other links are not followed.
+was issued; a request when it was authored; a procedure or a dose when it began; a stage within a Condition, which may
+have been added later, when that was last updated. What has no time is left: an event without one would count as known
+always. ``partOf``, ``basedOn`` and other links are not followed.
 
 Codes of events: ``SYSTEM//code``; a coded result goes behind it (``LOINC//21908-9//AJCC//3B``), and so does a finding
 of a closed list that comes as text (``//POSITIVE``). Other text is never kept. An Encounter is ``ENCOUNTER//<class>``
@@ -165,8 +166,9 @@ def read_clinical(kind: str, resource: dict[str, Any], zone: ZoneInfo | None, me
         if found.events:
             break
     for stage in mappings(resource.get("stage")) if kind == "Condition" and found.events else ():
-        if not stage.get("assessment"):
-            _add_code(found, stage.get("summary"), time, "STAGE//")
+        staged = _first_time(resource, ("meta.lastUpdated",), zone)
+        if staged and not stage.get("assessment"):
+            _add_code(found, stage.get("summary"), staged, "STAGE//")
     return _settled(found, time)
 
 

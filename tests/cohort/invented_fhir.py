@@ -77,6 +77,7 @@ def resources() -> list[dict[str, Any]]:
             onsetDateTime="2020",
             recordedDate="2021-03-02",
             stage=[{"summary": concept("http://cancerstaging.org", "3B")}],
+            meta={"lastUpdated": "2021-04-01T09:00:00+03:00"},
         ),
         own("Condition", "refuted", verificationStatus=concept("x", "refuted"), code=concept(SNOMED, "1")),
         observation("hgb", "718-7", valueQuantity=quantity(11.25, "g/dL")),

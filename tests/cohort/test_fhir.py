@@ -40,7 +40,7 @@ def test_a_bundle_becomes_a_patient_dictionary() -> None:
         "SNOMED//32485007": {"time": "2021-03-01T08:00:00"},
         "ENCOUNTER_END//IMP": {"time": "2021-03-05T12:00:00"},
         "SNOMED//254637007": {"time": "2021-03-02T00:00:00"},
-        "STAGE//AJCC//3B": {"time": "2021-03-02T00:00:00"},
+        "STAGE//AJCC//3B": {"time": "2021-04-01T09:00:00"},
         "LOINC//718-7": {"time": known, "value": 11.25, "unit": "g/dL"},
         "LOINC//1988-5": {"time": known, "value": 5.0, "unit": "mg/L"},
         "LOINC//2857-1": {"time": known, "value": 7.5},
