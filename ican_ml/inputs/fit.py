@@ -24,7 +24,8 @@ from ican_ml.inputs.encode import encode_summary
 from ican_ml.inputs.schema import Covariate, InputSchema, ModalitySchema, Task
 from ican_ml.records.aggregates import fit_aggregates
 from ican_ml.records.store import RecordStore, histories, latest_rows
-from ican_ml.records.vocabulary import Vocabulary, fit_vocabulary
+from ican_ml.records.vocabulary import Vocabulary
+from ican_ml.records.vocabulary_fit import fit_vocabulary
 
 if TYPE_CHECKING:
     import polars as pl

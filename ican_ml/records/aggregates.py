@@ -22,7 +22,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ican_ml.records.vocabulary import FIRST_KNOWN, Bool, Float32, Int64, Record, Vocabulary, distinct
+from ican_ml.records.vocabulary import FIRST_KNOWN, Bool, Float32, Int64, Record, Vocabulary
+from ican_ml.records.vocabulary_fit import distinct
 
 ENCODING = "ican-aggregates"
 VERSION = 1

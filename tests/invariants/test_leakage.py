@@ -86,15 +86,14 @@ def _statistics_of_tuning(cohort: Cohort, store: Any, train: pl.DataFrame, confi
     return fit_schema(cohort, store, cohort.episodes.filter(pl.col("split") != "held_out"), config, **settings)
 
 
-def _one_second_more(cohort: Cohort, store: Any, episodes: pl.DataFrame, covariates: Any) -> Any:
-    return assemble(
-        cohort, store, episodes.with_columns(pl.col("prediction_time") + pl.duration(seconds=1)), covariates
-    )
+def _one_second_more(cohort: Cohort, store: Any, episodes: pl.DataFrame, covariates: Any, **settings: Any) -> Any:
+    later = episodes.with_columns(pl.col("prediction_time") + pl.duration(seconds=1))
+    return assemble(cohort, store, later, covariates, **settings)
 
 
-def _last_state_for_all(cohort: Cohort, store: Any, episodes: pl.DataFrame, covariates: Any) -> Any:
+def _last_state_for_all(cohort: Cohort, store: Any, episodes: pl.DataFrame, covariates: Any, **settings: Any) -> Any:
     last = pl.col("prediction_time").max().over("subject_id")
-    return assemble(cohort, store, episodes.with_columns(last), covariates)
+    return assemble(cohort, store, episodes.with_columns(last), covariates, **settings)
 
 
 EVERY = {"future", "future of an episode", "tuning subjects", "held-out subjects"}

@@ -10,7 +10,7 @@ import pytest
 
 from ican_ml.records.meds import RecordError, read_records
 from ican_ml.records.store import history
-from ican_ml.records.vocabulary import fit_vocabulary
+from ican_ml.records.vocabulary_fit import fit_vocabulary
 
 DAYS = [None, datetime(2020, 1, 2), datetime(2020, 1, 1)]
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from ican_ml.records.recent import CodedRecords, RecordLoader, recent
 from ican_ml.records.store import RecordStore, histories
-from ican_ml.records.vocabulary import fit_vocabulary
+from ican_ml.records.vocabulary_fit import fit_vocabulary
 from tests.records.conftest import Row, make_store
 
 _DAYS = st.sampled_from([None, *(f"2020-01-{day:02}" for day in range(1, 12))])

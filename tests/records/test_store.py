@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from ican_ml.records.aggregates import aggregate, fit_aggregates
 from ican_ml.records.meds import read_records
 from ican_ml.records.store import RecordStore, histories, history, latest_rows
-from ican_ml.records.vocabulary import Events, fit_vocabulary
+from ican_ml.records.vocabulary import Events
+from ican_ml.records.vocabulary_fit import fit_vocabulary
 
 Row = tuple[int, str | None, str, float | None, str]
 StoreOf = Callable[[Sequence[Row]], RecordStore]

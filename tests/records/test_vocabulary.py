@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from ican_ml.records import vocabulary as module
 from ican_ml.records.store import RecordStore, history
-from ican_ml.records.vocabulary import UNKNOWN, Events, Vocabulary, back_off, fit_vocabulary
+from ican_ml.records.vocabulary import UNKNOWN, Events, Vocabulary, back_off
+from ican_ml.records.vocabulary_fit import fit_vocabulary
 
 Row = tuple[int, str | None, str, float | None, str]
 EventsOf = Callable[..., Events]

@@ -10,7 +10,8 @@ import pytest
 
 from ican_ml.records.meds import read_records
 from ican_ml.records.store import history
-from ican_ml.records.vocabulary import FIRST_KNOWN, UNKNOWN, Events, back_off, fit_vocabulary
+from ican_ml.records.vocabulary import FIRST_KNOWN, UNKNOWN, Events, back_off
+from ican_ml.records.vocabulary_fit import fit_vocabulary
 
 UNSEEN_ROWS = {"train": 0, "tuning": 391, "held_out": 594}
 
