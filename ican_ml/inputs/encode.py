@@ -277,5 +277,5 @@ def collate(encoded: EncodedPatients, rows: Int64) -> dict[str, npt.NDArray[np.g
         batch[f"{name}_tokens"] = tokens[:, :width]
         batch[f"{name}_token_values"] = modality.token_values[rows, :width]
     batch |= {f"event_{name}": column for name, column in encoded.events.batch(rows).items()}
-    batch["summary"] = encoded.summary[rows]
+    batch["summary"] = encoded.summary.take(rows, axis=0)
     return batch | collate_regimens(encoded.regimens, rows)

@@ -85,7 +85,7 @@ def encode_regimens(
 
 def collate_regimens(regimens: EncodedRegimens, rows: Int64) -> dict[str, npt.NDArray[np.generic]]:
     """Pad the regimens of the chosen patients; every padded axis is at least 1 long."""
-    asked = regimens.of_row[rows]
+    asked = regimens.of_row.take(rows, axis=0)
     asked = asked[:, : max(1, int((asked >= 0).sum(axis=1).max(initial=0)))]
     present = asked >= 0
     drug = regimens.drug[asked] * present[..., None]

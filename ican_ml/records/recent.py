@@ -146,7 +146,11 @@ class RecordLoader:
             ``code`` int64, ``value``, ``has_value``, ``gap``, ``age`` float32, each [rows, width]: code 0 and zeros are
             padding; gap in days before the prediction, -1 = static; age in years, 0 = unknown.
         """
-        found = self._gather(self.coded.events, self._known[rows], *self._limits, self.coded.n_ids)
+        if len(rows) and not 0 <= rows.min() <= rows.max() < len(self._known):
+            raise IndexError(
+                f"rows: expected numbers from 0 to {len(self._known) - 1}, got {rows.min()} to {rows.max()}"
+            )
+        found = self._gather(self.coded.events, self._known, rows, *self._limits, self.coded.n_ids)
         return dict(zip(("code", "value", "has_value", "gap", "age"), found, strict=True))
 
 

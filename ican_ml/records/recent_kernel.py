@@ -9,22 +9,25 @@ import numpy as np
 from ican_ml.encoding.cpu_kernels.jit import jit
 from ican_ml.records.vocabulary import Int64
 
-_BLOCK, _STEP = 16, 5  # rows; events of 12 bytes: at least one in each line of the cache
+_BLOCK, _STEP = 64, 5  # rows; events of 12 bytes: at least one in each line of the cache
 _MINUTES_PER_DAY, _DAYS_PER_YEAR = 1440.0, np.float32(365.25)
 
 
 @jit()
-def _read_ahead(events: Any, rows: Any, limit: int) -> Any:
+def _read_ahead(events: Any, known: Any, rows: Int64, limit: int) -> Any:
     """Load the lines of some rows' latest events, independently of one another: where no cache has them, the processor
     waits for many at once, which took a third less time than asking for them in advance. Gives the sign of an id."""
-    found = np.int32(0)
-    for row in rows:
-        if row.start < row.stop:
-            first = max(row.start, row.stop - limit)
+    found, last = np.int32(0), np.int64(0)
+    for r in rows:
+        last |= known[r].stop
+    for r in rows:
+        start, stop = known[r].start, known[r].stop
+        if start < stop:
+            first = max(start, stop - limit)
             found |= events[first].id
-            for i in range(row.stop - 1, first, -_STEP):
+            for i in range(stop - 1, first, -_STEP):
                 found |= events[i].id
-    return found
+    return found | np.int32(last >> 62)
 
 
 @jit()
@@ -64,18 +67,18 @@ def _chosen(
 
 
 @jit()
-def gather(events: Any, rows: Any, limit: int, per_code: int, n_ids: int) -> Any:
-    """See `RecordLoader.batch`; ``rows`` are `ican_ml.records.recent.ROW`."""
+def gather(events: Any, known: Any, rows: Int64, limit: int, per_code: int, n_ids: int) -> Any:
+    """See `RecordLoader.batch`; ``known`` are `ican_ml.records.recent.ROW`."""
     n_rows = len(rows)
     chosen, seen, width = np.empty(limit, np.int64), np.zeros(n_ids, np.int64), np.int64(1)
     code, value = np.empty((n_rows, limit), np.int64), np.empty((n_rows, limit), np.float32)
     has_value, gap = np.empty((n_rows, limit), np.float32), np.empty((n_rows, limit), np.float32)
     ages = np.empty((n_rows, limit), np.float32)
     for r in range(n_rows):
-        if r % _BLOCK == 0 and _read_ahead(events, rows[r : r + _BLOCK], limit) < 0:
+        if r % _BLOCK == 0 and _read_ahead(events, known, rows[r : r + _BLOCK], limit) < 0:
             raise ValueError("ids of events: expected none below 0")
-        start, dated, stop = rows[r].start, rows[r].dated, rows[r].stop
-        now, age = rows[r].now, rows[r].age
+        row = known[rows[r]]
+        start, dated, stop, now, age = row.start, row.dated, row.stop, row.now, row.age
         length = _chosen(events, start, dated, stop, limit, per_code, seen, chosen)
         width = max(width, length)
         for slot in range(length):
