@@ -5,6 +5,7 @@ A wrong type or an unknown name is refused by the dataclass schema, a nonsense v
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import cast, get_args
@@ -46,11 +47,42 @@ class SimulateConfig:
 
 
 @dataclass(kw_only=True, slots=True)
+class LinesConfig:
+    """Train on every line of therapy in the records of training subjects, not only on the cohort's own episodes.
+
+    Attributes
+    ----------
+    start
+        Regular expression of the codes that start a drug, its name in the first group; null = none.
+    window, horizon, outcome
+        See :mod:`ican_ml.cohort.lines`.
+    weight
+        What a line counts in the loss beside an episode.
+    """
+
+    start: str | None = None
+    window: int = 28
+    horizon: int = 180
+    outcome: str = "response"
+    weight: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.window < 0 or self.horizon < 1:
+            raise ValueError(
+                f"cohort.lines: expected a window of at least 0 and a horizon of at least 1 day, got {self.window} and "
+                f"{self.horizon}"
+            )
+        if self.start is not None and re.compile(self.start).groups != 1:
+            raise ValueError(f"cohort.lines.start: expected one group, the drug's name, got {self.start!r}")
+
+
+@dataclass(kw_only=True, slots=True)
 class CohortConfig:
     """Which cohort, and which of its families of episodes (its ``task`` column; null = it has only one)."""
 
     path: str = "???"
     family: str | None = None
+    lines: LinesConfig = field(default_factory=LinesConfig)
     simulate: SimulateConfig = field(default_factory=SimulateConfig)
 
 

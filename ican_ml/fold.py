@@ -6,11 +6,12 @@ A run (:mod:`ican_ml.pipeline`) and an audit (:mod:`ican_ml.audit`) go through t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import polars as pl
 import torch
 
 from ican_ml.cohort.cohort import Cohort
@@ -20,7 +21,7 @@ from ican_ml.evaluation.baselines import BASELINES, BaselineConfig, fit_baseline
 from ican_ml.evaluation.outcome import Outcome
 from ican_ml.inputs.answer import Float64, summarise
 from ican_ml.inputs.assemble import CohortStates, assemble
-from ican_ml.inputs.encode import EncodedPatients, Int64, encode
+from ican_ml.inputs.encode import EncodedPatients, Float32, Int64, encode
 from ican_ml.inputs.fit import fit_schema
 from ican_ml.inputs.schema import InputSchema
 from ican_ml.model.patient_transformer import PatientTransformer
@@ -29,15 +30,16 @@ from ican_ml.records.store import RecordStore
 from ican_ml.training.data import PatientData
 from ican_ml.training.design import baseline_design
 from ican_ml.training.loop import predict
-from ican_ml.training.outcomes import loss_arrays
-
-if TYPE_CHECKING:
-    import polars as pl
+from ican_ml.training.outcomes import loss_arrays, read_outcomes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Prepared:
-    """What every fold shares: nothing in it is fitted. ``stores`` is where the store lies, with room for more."""
+    """What every fold shares: nothing in it is fitted.
+
+    ``stores`` is where the store lies, with room for more; ``lines`` are rows of the episodes' columns that only
+    training may use (:mod:`ican_ml.cohort.lines`).
+    """
 
     cohort: Cohort
     store: RecordStore | None
@@ -46,6 +48,7 @@ class Prepared:
     splits: dict[str, Split]
     data_hash: str
     stores: Path | None = None
+    lines: pl.DataFrame | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,13 +59,36 @@ class Fold:
     states: CohortStates
     encoded: EncodedPatients
 
-    def data(self, outcomes: dict[str, Outcome], *parts: Int64) -> list[PatientData]:
-        """The patients of some episodes, with the outcomes of these episodes alone; one entry for each of ``parts``."""
+    def data(self, outcomes: dict[str, Outcome], *parts: Int64, weight: Float32 | None = None) -> list[PatientData]:
+        """The patients of some episodes, with the outcomes of these episodes alone; one entry for each of ``parts``.
+
+        ``weight`` [episodes] is what each counts in the loss; 1 if not given.
+        """
         arrays: dict[str, Any] = {}
         for task in self.schema.tasks:
             arrays |= loss_arrays(task, outcomes[task.name], self.states)
+            if weight is not None:
+                placed = arrays[f"{task.name}_weight"]
+                each = weight if placed.ndim == 2 else weight[:, None]
+                placed[self.states.patient, self.states.slot] *= each
         data = PatientData(encoded=self.encoded, outcomes=arrays, rows=np.arange(self.encoded.n_rows))
         return [data.of_episodes(self.states.patient[rows], self.states.slot[rows]) for rows in parts]
+
+
+def with_lines(prepared: Prepared, split: Split) -> tuple[Prepared, Split]:
+    """Episodes and lines together, and the split with the lines of all subjects that it does not validate on."""
+    if prepared.lines is None:
+        return prepared, split
+    own = prepared.episodes["subject_id"].to_numpy()
+    others = own[np.concatenate([split.tuning, split.held_out, split.left_out])]
+    usable = ~np.isin(prepared.lines["subject_id"].to_numpy(), others)
+    episodes = pl.concat([prepared.episodes, prepared.lines.filter(usable)], how="diagonal")
+    outcomes = read_outcomes(episodes, {name: outcome.kind for name, outcome in prepared.outcomes.items()})
+    more = np.arange(len(own), len(episodes))
+    return (
+        replace(prepared, episodes=episodes, outcomes=outcomes),
+        replace(split, train=np.concatenate([split.train, more])),
+    )
 
 
 def fit_fold(config: RunConfig, prepared: Prepared, split: Split) -> Fold:

@@ -26,11 +26,12 @@ from ican_ml.audit.permutation import LINEAR
 from ican_ml.bundle.export import export_bundle, parity
 from ican_ml.bundle.read import open_bundle
 from ican_ml.cohort.cohort import Cohort, read_cohort
+from ican_ml.cohort.lines import beside, therapy_lines
 from ican_ml.cohort.simulate import simulate
 from ican_ml.cohort.simulate_truth import read_truth
 from ican_ml.cohort.split import Split, folds, split_episodes, values_in_turn
 from ican_ml.config import Method, RunConfig
-from ican_ml.fold import Prepared, baseline_scores, encode_fold, fit_fold, network_scores
+from ican_ml.fold import Prepared, baseline_scores, encode_fold, fit_fold, network_scores, with_lines
 from ican_ml.inputs.answer import Float64
 from ican_ml.inputs.assemble import as_dictionary, assemble
 from ican_ml.inputs.encode import collate, encode
@@ -92,6 +93,11 @@ def prepare(config: RunConfig) -> Prepared:
         stores.mkdir(parents=True, exist_ok=True)
         (stores / ".gitignore").write_text("*\n")
         store = read_records(path, stores)
+    lines, rule = None, config.cohort.lines
+    if rule.start is not None and store is not None:
+        found = therapy_lines(store, start=rule.start, window=rule.window, horizon=rule.horizon, outcome=rule.outcome)
+        lines = beside(found, cohort.episodes, rule.window)
+        _log.info("%d lines of therapy in the records beside the episodes", len(lines))
     outcomes = read_outcomes(cohort.episodes, {o.name: o.kind.value for o in config.task.outcomes})
     splits = _splits(config, cohort.episodes)
     _log.info(
@@ -112,6 +118,7 @@ def prepare(config: RunConfig) -> Prepared:
         splits=splits,
         data_hash=data_hash(path),
         stores=stores,
+        lines=lines,
     )
 
 
@@ -152,7 +159,8 @@ def _splits(config: RunConfig, episodes: pl.DataFrame) -> dict[str, Split]:
 def _key(config: RunConfig, prepared: Prepared, name: str, *parts: str) -> str:
     document = asdict(config)
     used = {part: document[part] for part in ("seed", "task", "split", "inputs", *parts)}
-    return stage_key(used, config.cohort.family, prepared.data_hash, name, ican_ml.__version__)
+    of = (config.cohort.family, document["cohort"]["lines"])
+    return stage_key(used, *of, prepared.data_hash, name, ican_ml.__version__)
 
 
 def _fit_fold(config: RunConfig, prepared: Prepared, folder: RunFolder, name: str) -> Stage:
@@ -161,11 +169,13 @@ def _fit_fold(config: RunConfig, prepared: Prepared, folder: RunFolder, name: st
         _log.info("%s: already fitted", name)
         return stage
     started = time.monotonic()
-    split = prepared.splits[name]
+    weight = np.ones(len(prepared.episodes), np.float32)
+    prepared, split = with_lines(prepared, prepared.splits[name])
+    weight = np.append(weight, np.full(len(prepared.episodes) - len(weight), config.cohort.lines.weight, np.float32))
     fold = fit_fold(config, prepared, split)
     schema = fold.schema
     (stage.folder / _SCHEMA).write_text(json.dumps(schema.to_json()))
-    train, tuning = fold.data(prepared.outcomes, split.train, split.tuning)
+    train, tuning = fold.data(prepared.outcomes, split.train, split.tuning, weight=weight)
     _log.info(
         "%s: %d training, %d tuning, %d held-out episodes, %d left out; %d summary columns, %d drugs, %d genes",
         name,

@@ -21,6 +21,8 @@ class TrainingConfig:
         Weight decay of the weights on single features, genes, codes and summary columns.
     wide_strengths
         Ridge strengths tried for the linear path, strongest first.
+    tree_rate, tree_patience
+        Learning rate of the trees; they stop when so many have not lowered the tuning loss.
     """
 
     epochs: int = 20
@@ -33,9 +35,19 @@ class TrainingConfig:
     gradient_clip: float = 1.0
     average: float = 0.97
     wide_strengths: list[float] = field(default_factory=lambda: [1000.0, 300.0, 100.0, 30.0, 10.0])
+    tree_rate: float = 0.04
+    tree_patience: int = 50
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "patience", "batch_size", "learning_rate", "gradient_clip"):
+        for name in (
+            "epochs",
+            "patience",
+            "batch_size",
+            "learning_rate",
+            "gradient_clip",
+            "tree_rate",
+            "tree_patience",
+        ):
             if getattr(self, name) <= 0:
                 raise ValueError(f"training.{name}: expected a positive number, got {getattr(self, name)}")
         for name in ("weight_decay", "table_decay"):

@@ -22,6 +22,7 @@ from ican_ml.model.patient_transformer import ModelConfig, PatientTransformer
 from ican_ml.training.config import TrainerConfig, TrainingConfig
 from ican_ml.training.data import Batch, PatientData, PatientLoader
 from ican_ml.training.module import PatientModule
+from ican_ml.training.trees import fit_trees
 from ican_ml.training.wide import cross_fit, fit_wide
 
 _log = logging.getLogger(__name__)
@@ -119,13 +120,18 @@ def fit(
         torch.set_num_threads(trainer.threads)
     torch.manual_seed(seed)
     network = PatientTransformer(model, schema)
-    wide = fit_wide(network, train, tuning, strengths=training.wide_strengths)
+    if model.trees:
+        train, tuning = fit_trees(network, train, tuning, subject=subject, training=training, seed=seed)
+        assert network.trees is not None
+        grown = zip(network.tasks, network.trees.leaf, strict=True)
+        _log.info("trees grown: %s", ", ".join(f"{int(leaf.any(1).sum())} for {task.name}" for task, leaf in grown))
+    wide = fit_wide(network, train, tuning, strengths=training.wide_strengths, seed=seed)
     _log.info("linear path fitted, ridge strength %g, tuning loss %.4f", wide.strength, dict(wide.path)[wide.strength])
     resume = folder / "last.ckpt"
     if not model.deep:
         return FitResult(network=network.eval(), curve=())
-    network.train()
     train = cross_fit(network, train, subject, strength=wide.strength, seed=seed)
+    network.train()
     loader = PatientLoader(train, batch_size=training.batch_size, seed=seed)
     module = PatientModule(network, training, steps=len(loader) * training.epochs)
     progress = _Progress(loader, curve_file)

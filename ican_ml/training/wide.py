@@ -1,4 +1,4 @@
-"""Fit the linear path first: penalised maximum likelihood by L-BFGS over a path of ridge strengths.
+"""Fit the linear path: penalised maximum likelihood by L-BFGS over a path of ridge strengths, for what trees leave.
 
 The whole training set is one batch. From strong to weak, each strength starts at the solution of the one before, and
 the one with the lowest loss on the tuning patients wins. (Ridge: Hoerl and Kennard 1970; path with warm starts:
@@ -19,11 +19,13 @@ import torch
 from torch import Tensor
 
 from ican_ml.inputs.encode import Int64
+from ican_ml.model.omics import FeatureBag
 from ican_ml.model.patient_transformer import PatientTransformer
 from ican_ml.training.data import Batch, PatientData
 from ican_ml.training.losses import total_loss
 
 _FOLDS = 5
+_AXES_PATIENTS = 4000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,7 +37,7 @@ class WideFit:
 
 
 def fit_wide(
-    network: PatientTransformer, train: PatientData, tuning: PatientData, *, strengths: list[float]
+    network: PatientTransformer, train: PatientData, tuning: PatientData, *, strengths: list[float], seed: int = 0
 ) -> WideFit:
     """Fit ``network.wide`` and the biases in place; the deep path takes no part.
 
@@ -45,6 +47,8 @@ def fit_wide(
         Ridge penalties to try, strongest first.
     """
     network.eval()
+    if len(network.wide.factor):
+        fit_axes(network, train, seed=seed)
     train_part, tuning_part = (_WidePart.of(network, data) for data in (train, tuning))
     best: tuple[float, float, dict[str, Tensor]] | None = None
     path: list[tuple[float, float]] = []
@@ -62,6 +66,28 @@ def fit_wide(
     return WideFit(strength=best[0], path=tuple(path))
 
 
+def fit_axes(network: PatientTransformer, train: PatientData, *, seed: int) -> None:
+    """Set the axes of the linear path's components, in place: single features where a modality has few of them, else
+    the leading right singular vectors of its normalised values in at most 4,000 patients (randomised: Halko,
+    Martinsson and Tropp 2011, doi:10.1137/090771806). Components keep their relative variance; its mean is 1."""
+    rows = np.random.default_rng(seed).permutation(train.rows)[:_AXES_PATIENTS]
+    batch = train.batch(np.sort(rows))
+    torch.manual_seed(seed)
+    for name, axes in network.wide.bags.items():
+        assert isinstance(axes, FeatureBag)
+        n_features, width = axes.weight.shape
+        values = network.dense(batch, name)
+        values = values - values.mean(0)
+        if n_features > width:
+            rank = min(width, *values.shape)
+            vectors = torch.svd_lowrank(values, q=min(rank + 10, *values.shape), niter=5)[2][:, :rank]
+        else:
+            vectors = torch.eye(n_features)
+        spread = (values @ vectors).square().mean().sqrt().clamp(min=1e-6)
+        axes.weight.zero_()
+        axes.weight[:, : vectors.shape[1]] = vectors / spread
+
+
 def cross_fit(
     network: PatientTransformer, train: PatientData, subject: Int64, *, strength: float, seed: int
 ) -> PatientData:
@@ -77,8 +103,7 @@ def cross_fit(
     PatientData
         With ``wide_patient`` [N, tasks] and ``wide_treatment`` [N, R, tasks] among its arrays.
     """
-    _, number = np.unique(subject[train.rows], return_inverse=True)
-    fold = np.random.default_rng(seed).permutation(int(number.max()) + 1)[number] % _FOLDS
+    fold = subject_folds(subject[train.rows], _FOLDS, seed)
     n_patients, n_slots = next(iter(train.outcomes.values())).shape[:2]
     patient = np.zeros((n_patients, len(network.tasks)), np.float32)
     treatment = np.zeros((n_patients, n_slots, len(network.tasks)), np.float32)
@@ -94,6 +119,13 @@ def cross_fit(
         treatment[rows, : treatment_BRN.shape[1]] = treatment_BRN.numpy()
         network.load_state_dict(fitted)
     return replace(train, outcomes={**train.outcomes, "wide_patient": patient, "wide_treatment": treatment})
+
+
+def subject_folds(subject: Int64, folds: int, seed: int) -> Int64:
+    """int64: the fold of each entry, drawn by subject."""
+    _, number = np.unique(subject, return_inverse=True)
+    drawn: Int64 = np.random.default_rng(seed).permutation(int(number.max()) + 1)[number] % folds
+    return drawn
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -120,11 +152,13 @@ class _WidePart:
 
     def loss(self, network: PatientTransformer) -> Tensor:
         patient_BN, treatment_BRN = self.scores(network)
+        if "trees" in self.batch:
+            treatment_BRN = treatment_BRN + self.batch["trees"][:, : treatment_BRN.shape[1]]
         return total_loss(network.tasks, network.outputs(patient_BN[:, None] + treatment_BRN, {}), self.batch)
 
 
 def _minimise(network: PatientTransformer, part: _WidePart, penalty: float) -> None:
-    weights = list(network.wide.parameters())
+    weights = [weight for weight in network.wide.parameters() if weight.requires_grad]
     optimiser = torch.optim.LBFGS(
         weights + list(network.bias.parameters()),
         max_iter=60,

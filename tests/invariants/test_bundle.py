@@ -37,6 +37,10 @@ def bundle_of(schema_without: SchemaOf, tmp_path_factory: pytest.TempPathFactory
                         head[-1].weight.normal_(std=0.1)
                 network.wide.summary.weight.normal_(std=0.1)
                 network.wide.drug.weight[1:].normal_()
+                if network.trees is not None:
+                    network.trees.feature.random_(network.trees.n_values)
+                    network.trees.threshold.normal_()
+                    network.trees.leaf.normal_(std=0.01)
             made[model] = tmp_path_factory.mktemp("bundles") / model
             export_bundle(network, schema, made[model])
         return made[model]

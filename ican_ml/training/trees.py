@@ -1,0 +1,226 @@
+"""Grow the network's trees (XGBoost; Chen and Guestrin 2016, arXiv:1603.02754), before anything else is fitted.
+
+The linear and the deep path then learn what the trees leave. On the patients that they were grown on, that is too
+little, so in training each patient's trees come from a growth on other subjects (cross-fitting, as in
+:mod:`ican_ml.training.wide`). The tuning patients say how many trees, and are then grown on too; the scores that they
+are judged by later come from before. Survival is grown on the network's own likelihood
+of discrete hazards: a tree shifts the logits of all intervals.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ican_ml.inputs.encode import Float32, Int64
+from ican_ml.inputs.schema import Task
+from ican_ml.model.patient_transformer import PatientTransformer
+from ican_ml.training.config import TrainingConfig
+from ican_ml.training.data import PatientData
+from ican_ml.training.wide import subject_folds
+
+_ROWS = 4096
+_FOLDS = 3
+_LITTLE = 1e-6
+Grown = tuple[Int64, Float32, Float32]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Rows:
+    """Episodes: values to split on, and what the loss needs; weight 0 = no outcome."""
+
+    values: Float32
+    target: Float32
+    weight: Float32
+    patient: Int64
+    slot: Int64
+
+    def take(self, chosen: npt.NDArray[Any]) -> _Rows:
+        return _Rows(**{name: getattr(self, name)[chosen] for name in self.__dataclass_fields__})
+
+    def and_rows(self, others: _Rows) -> _Rows:
+        names = self.__dataclass_fields__
+        return _Rows(**{name: np.concatenate([getattr(self, name), getattr(others, name)]) for name in names})
+
+    @property
+    def row_weight(self) -> Float32:
+        weight: Float32 = self.weight if self.weight.ndim == 1 else self.weight.max(axis=1)
+        return weight
+
+
+def fit_trees(
+    network: PatientTransformer,
+    train: PatientData,
+    tuning: PatientData,
+    *,
+    subject: Int64,
+    training: TrainingConfig,
+    seed: int,
+) -> tuple[PatientData, PatientData]:
+    """Grow the trees of every task in place.
+
+    Parameters
+    ----------
+    subject
+        int64 [N]: whose state each patient is.
+
+    Returns
+    -------
+    tuple
+        ``train`` and ``tuning`` with ``trees`` [N, R, tasks] among their arrays: each patient's from other subjects.
+    """
+    network.eval()
+    trees = network.trees
+    assert trees is not None
+    shape = next(value.shape[:2] for name, value in train.outcomes.items() if name.endswith("_weight"))
+    scores = np.zeros((2, *shape, len(network.tasks)), np.float32)
+    most = trees.leaf.shape[1]
+    for n, task in enumerate(network.tasks):
+        part, held = (_rows(network, data, task) if len(data.rows) else None for data in (train, tuning))
+        assert part is not None
+        learnable = part.take(part.row_weight > 0)
+        grower = _Grower(task, training, most, trees.depth, seed)
+        judged = held.take(held.row_weight > 0) if held is not None else None
+        count, model = grower.stopped(learnable, judged)
+        kept = model if judged is None else grower.grow(learnable.and_rows(judged), count)
+        complete = complete_trees(kept, trees.depth, most)
+        for buffer, found in zip((trees.feature, trees.threshold, trees.leaf), complete, strict=True):
+            buffer[n] = torch.from_numpy(found)
+        fold = subject_folds(subject[part.patient], _FOLDS, seed)
+        for f in range(_FOLDS):
+            inside = part.take(fold == f)
+            others = grower.grow(part.take((fold != f) & (part.row_weight > 0)), count)
+            scores[0, inside.patient, inside.slot, n] = grower.scores(others, inside.values)
+        if held is not None:
+            scores[1, held.patient, held.slot, n] = grower.scores(model, held.values)
+    crossed, known = (
+        replace(data, outcomes={**data.outcomes, "trees": found})
+        for data, found in zip((train, tuning), scores, strict=True)
+    )
+    return crossed, known
+
+
+def _rows(network: PatientTransformer, data: PatientData, task: Task) -> _Rows:
+    """Every regimen that some patient is asked about."""
+    parts = []
+    for start in range(0, len(data.rows), _ROWS):
+        rows = data.rows[start : start + _ROWS]
+        batch = data.batch(rows)
+        with torch.no_grad():
+            values = network.tree_values(batch, network.normalise(batch)[1])
+        target, weight = (batch[f"{task.name}_{part}"][:, : values.shape[1]] for part in ("target", "weight"))
+        asked = torch.from_numpy(data.encoded.regimens.of_row[rows][:, : values.shape[1]] >= 0)
+        row, slot = asked.nonzero(as_tuple=True)
+        found = [array[asked].numpy() for array in (values, target, weight)]
+        parts.append((*found, rows[row.numpy()], slot.numpy()))
+    names = ("values", "target", "weight", "patient", "slot")
+    return _Rows(**{name: np.concatenate(column) for name, column in zip(names, zip(*parts, strict=True), strict=True)})
+
+
+class _Grower:
+    """XGBoost on one task, from the same start as the network's: the log odds, the mean, or the hazards of all."""
+
+    def __init__(self, task: Task, training: TrainingConfig, trees: int, depth: int, seed: int) -> None:
+        self.task, self.trees, self.patience = task, trees, training.tree_patience
+        objective = {"binary": "binary:logistic", "regression": "reg:squarederror", "survival": None}[task.kind]
+        self.settings: dict[str, Any] = {
+            "tree_method": "hist",
+            "max_depth": depth,
+            "eta": training.tree_rate,
+            "subsample": 0.8,
+            "colsample_bytree": 0.5,
+            "min_child_weight": 1.0 if task.kind == "survival" else 10.0,
+            "max_bin": 64,
+            "base_score": 0.5 if task.kind == "binary" else 0.0,
+            "nthread": torch.get_num_threads(),
+            "seed": seed,
+            "verbosity": 0,
+        } | ({"objective": objective} if objective else {"disable_default_eval_metric": 1})
+
+    def stopped(self, part: _Rows, held: _Rows | None) -> tuple[int, Any]:
+        """How many trees the tuning rows want, and these trees."""
+        model = self._train(part, self.trees, held)
+        count = model.best_iteration + 1 if held is not None else self.trees
+        return count, model[:count]
+
+    def grow(self, part: _Rows, count: int) -> Any:
+        return self._train(part, count, None)
+
+    def scores(self, model: Any, values: Float32) -> Float32:
+        import xgboost as xgb
+
+        found: Float32 = model.predict(xgb.DMatrix(values), output_margin=True)
+        return found
+
+    def _train(self, part: _Rows, trees: int, held: _Rows | None) -> Any:
+        import xgboost as xgb
+
+        start = self._start(part)
+        data = self._matrix(part, start, None)
+        extra: dict[str, Any] = {}
+        if self.task.kind == "survival":
+            extra["obj"] = lambda margin, _: _hazards(part, start, margin)[:2]
+        if held is not None:
+            watched = self._matrix(held, start, data)
+            extra |= {"evals": [(watched, "tuning")], "early_stopping_rounds": self.patience, "verbose_eval": False}
+            if self.task.kind == "survival":
+                extra["custom_metric"] = lambda margin, _: ("loss", _hazards(held, start, margin)[2])
+        return xgb.train(self.settings, data, trees, **extra)
+
+    def _start(self, part: _Rows) -> Float32:
+        """Where boosting starts from: the mean, or the log odds of all (by interval)."""
+        if self.task.kind == "regression":
+            return np.zeros(1, np.float32)
+        share = (part.weight * part.target).sum(0) / np.maximum(part.weight.sum(0), _LITTLE)
+        odds: Float32 = np.log(share + _LITTLE) - np.log(1 - share + _LITTLE)
+        return odds
+
+    def _matrix(self, part: _Rows, start: Float32, reference: Any) -> Any:
+        import xgboost as xgb
+
+        settings: dict[str, Any] = {"max_bin": 64, "ref": reference, "nthread": self.settings["nthread"]}
+        if self.task.kind == "survival":
+            return xgb.QuantileDMatrix(part.values, np.zeros(len(part.values)), **settings)
+        target = part.target
+        if self.task.kind == "regression":
+            target = (target - self.task.centre) / self.task.scale
+        margin = np.full(len(target), start.item(), np.float32)
+        return xgb.QuantileDMatrix(part.values, target, weight=part.weight, base_margin=margin, **settings)
+
+
+def _hazards(part: _Rows, start: Float32, margin: Float32) -> tuple[Float32, Float32, float]:
+    """Gradient and curvature by row, and the mean loss, of the discrete hazards."""
+    logits = start + margin[:, None]
+    hazard = 1 / (1 + np.exp(-logits))
+    loss = np.logaddexp(0, logits) - part.target * logits
+    gradient, curvature = (part.weight * each for each in (hazard - part.target, hazard * (1 - hazard)))
+    return gradient.sum(1), np.maximum(curvature.sum(1), _LITTLE), float((part.weight * loss).sum() / len(margin))
+
+
+def complete_trees(model: Any, depth: int, most: int) -> Grown:
+    """Splits and leaves of an XGBoost model as complete trees, the missing ones zero."""
+    trees = json.loads(model.save_raw("json"))["learner"]["gradient_booster"]["model"]["trees"]
+    feature = np.zeros((most, 2**depth - 1), np.int64)
+    threshold = np.full((most, 2**depth - 1), np.inf, np.float32)
+    leaf = np.zeros((most, 2**depth), np.float32)
+    for t, tree in enumerate(trees):
+        left, right = tree["left_children"], tree["right_children"]
+        at = {0: 0}
+        for place in range(2**depth - 1):
+            node = at.get(place)
+            if node is None:
+                continue
+            if left[node] >= 0:
+                feature[t, place], threshold[t, place] = tree["split_indices"][node], tree["split_conditions"][node]
+                at[2 * place + 1], at[2 * place + 2] = left[node], right[node]
+            else:
+                at[2 * place + 1] = node
+        for place in range(2**depth - 1, 2 ** (depth + 1) - 1):
+            if (node := at.get(place)) is not None:
+                leaf[t, place - 2**depth + 1] = tree["split_conditions"][node]
+    return feature, threshold, leaf

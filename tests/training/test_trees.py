@@ -1,0 +1,100 @@
+"""The trees against XGBoost itself, what they see, and that no patient's own outcome reaches its crossed score."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import xgboost as xgb
+
+from ican_ml.inputs.schema import InputSchema
+from ican_ml.model.patient_transformer import ModelConfig, PatientTransformer
+from ican_ml.model.trees import MISSING, TreePath
+from ican_ml.training.config import TrainingConfig
+from ican_ml.training.losses import total_loss
+from ican_ml.training.trees import complete_trees, fit_trees
+from ican_ml.training.wide import fit_wide
+
+from .conftest import Parts
+
+CONFIG = ModelConfig(deep=False, trees=30, tree_depth=3)
+TRAINING = TrainingConfig(tree_patience=5, tree_rate=0.2)
+
+
+@pytest.mark.parametrize("depth", [1, 4])
+def test_complete_trees_give_what_xgboost_gives(schema: InputSchema, depth: int) -> None:
+    random = np.random.default_rng(2)
+    values = random.normal(size=(500, 6)).astype(np.float32)
+    target = values[:, 0] * values[:, 1] + (values[:, 2] > 0.3)
+    settings = {"max_depth": depth, "eta": 0.3, "base_score": 0.0, "min_child_weight": 40}
+    model = xgb.train(settings, xgb.DMatrix(values, target), 12)
+    path = TreePath(replace(schema, tasks=schema.tasks[:1]), 15, depth)
+    for buffer, found in zip((path.feature, path.threshold, path.leaf), complete_trees(model, depth, 15), strict=True):
+        buffer[0] = torch.from_numpy(found)
+    queries = np.concatenate([values, np.repeat(path.threshold[0, :12, :1].numpy().clip(-9, 9), 6, axis=1)])
+    got = path(torch.from_numpy(queries)[:, None])[:, 0, 0]
+    np.testing.assert_allclose(got, model.predict(xgb.DMatrix(queries)), atol=1e-6)
+
+
+def test_they_lower_the_tuning_loss_of_every_kind_of_task(schema: InputSchema, parts: Parts) -> None:
+    losses = []
+    for config in (CONFIG, replace(CONFIG, trees=0)):
+        torch.manual_seed(1)
+        network, train, tuning = PatientTransformer(config, schema), parts.train, parts.tuning
+        if network.trees is not None:
+            subject = np.arange(train.encoded.n_rows) // 2
+            train, tuning = fit_trees(network, train, tuning, subject=subject, training=TRAINING, seed=1)
+            assert all(leaf.any() for leaf in network.trees.leaf)
+        fit_wide(network, train, tuning, strengths=[1000.0])
+        batch = parts.tuning.batch(parts.tuning.rows)
+        with torch.inference_mode():
+            losses.append([float(total_loss((task,), network(batch), batch)) for task in network.tasks])
+    assert all(better < worse for better, worse in zip(*losses, strict=True)), losses
+
+
+def test_the_outcomes_of_a_subject_do_not_reach_its_crossed_scores(schema: InputSchema, parts: Parts) -> None:
+    subject = np.arange(parts.train.encoded.n_rows) // 2
+    chosen = subject == subject[parts.train.rows[0]]
+    changed = {name: value.copy() for name, value in parts.train.outcomes.items()}
+    for name in ("response_target", "os_target"):
+        changed[name][chosen] = 1 - changed[name][chosen]
+    network = PatientTransformer(CONFIG, schema)
+    nobody = parts.train.of_episodes(*_nobody())  # would choose the number of trees, which everybody's outcomes move
+    before, after = (
+        fit_trees(
+            network,
+            replace(parts.train, outcomes=outcomes),
+            nobody,
+            subject=subject,
+            training=TRAINING,
+            seed=1,
+        )[0].outcomes["trees"]
+        for outcomes in (parts.train.outcomes, changed)
+    )
+    np.testing.assert_array_equal(before[chosen], after[chosen])
+    assert not np.array_equal(before, after)
+
+
+def _nobody() -> tuple[np.ndarray, np.ndarray]:
+    return np.empty(0, np.int64), np.empty(0, np.int64)
+
+
+def test_what_is_missing_lies_below_every_value(schema: InputSchema, parts: Parts) -> None:
+    network = PatientTransformer(CONFIG, schema)
+    batch = parts.all.batch(np.arange(parts.all.encoded.n_rows))
+    with torch.no_grad():
+        _, state = network.normalise(batch)
+        values = network.tree_values(batch, state)
+    assert network.trees is not None
+    assert values.shape[2] == network.trees.n_values
+    (mutation,) = schema.modalities
+    n_summary = len(schema.summary_names)
+    assert torch.equal(values[:, 0, :n_summary] == MISSING, batch["summary"] == 0)
+    omics = values[:, 0, n_summary : n_summary + len(mutation.features)]
+    measured = torch.tensor(mutation.measured())[batch["mutation_panel"]]
+    assert torch.equal(omics == MISSING, ~measured)
+    assert measured.any()
+    assert (~measured).any()
+    dense = network.dense(batch, "mutation")
+    assert torch.allclose(omics[measured], dense[measured])
+    assert not dense[~measured].any()
