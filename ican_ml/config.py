@@ -55,7 +55,7 @@ class LinesConfig:
     start
         Regular expression of the codes that start a drug, its name in the first group; null = none.
     window, horizon, outcome
-        See :mod:`ican_ml.cohort.lines`.
+        See :mod:`ican_ml.records.lines`.
     weight
         What a line counts in the loss beside an episode.
     """

@@ -38,7 +38,7 @@ class Prepared:
     """What every fold shares: nothing in it is fitted.
 
     ``stores`` is where the store lies, with room for more; ``lines`` are rows of the episodes' columns that only
-    training may use (:mod:`ican_ml.cohort.lines`).
+    training may use (:mod:`ican_ml.records.lines`).
     """
 
     cohort: Cohort

@@ -26,7 +26,6 @@ from ican_ml.audit.permutation import LINEAR
 from ican_ml.bundle.export import export_bundle, parity
 from ican_ml.bundle.read import open_bundle
 from ican_ml.cohort.cohort import Cohort, read_cohort
-from ican_ml.cohort.lines import beside, therapy_lines
 from ican_ml.cohort.simulate import simulate
 from ican_ml.cohort.simulate_truth import read_truth
 from ican_ml.cohort.split import Split, folds, split_episodes, values_in_turn
@@ -37,6 +36,7 @@ from ican_ml.inputs.assemble import as_dictionary, assemble
 from ican_ml.inputs.encode import collate, encode
 from ican_ml.inputs.schema import InputSchema
 from ican_ml.model.patient_transformer import PatientTransformer
+from ican_ml.records.lines import beside, therapy_lines
 from ican_ml.records.meds import read_records
 from ican_ml.results import (
     MODEL,

@@ -28,8 +28,7 @@ class ModelConfig:
 
     ``width`` must be divisible by ``heads``. ``members`` deep paths, each with its own start and dropout, are trained
     side by side and averaged (Lakshminarayanan et al. 2017, arXiv:1612.01474). ``identity_dropout`` is the probability
-    that training takes a drug or a code for unknown. ``factors`` components of each modality that the linear path
-    pairs with drugs; ``trees`` boosted trees a task, at most; 0 = none.
+    that training takes a drug or a code for unknown. ``trees`` is how many boosted trees a task may have, 0 = none.
     """
 
     width: int = 32
@@ -43,7 +42,6 @@ class ModelConfig:
     token_dropout: float = 0.5
     modality_dropout: float = 0.05
     identity_dropout: float = 0.1
-    factors: int = 0
     trees: int = 0
     tree_depth: int = 5
     deep: bool = True
@@ -52,7 +50,7 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if self.width < 1 or self.heads < 1 or self.width % self.heads:
             raise ValueError(f"model.width: expected a multiple of model.heads ({self.heads}), got {self.width}")
-        for name in ("omics_layers", "record_layers", "fusion_layers", "query_layers", "bottleneck_tokens", "factors"):
+        for name in ("omics_layers", "record_layers", "fusion_layers", "query_layers", "bottleneck_tokens"):
             if getattr(self, name) < 0:
                 raise ValueError(f"model.{name}: expected a number of at least 0, got {getattr(self, name)}")
         if self.trees < 0 or not 1 <= self.tree_depth <= 8:

@@ -4,11 +4,11 @@
     record           -> summary + events -> encoder ------+-> bottleneck tokens -> fused patient
     regimens         -> queries ---- cross-attention to bottleneck and tokens ----> heads
     wide path        : summary, bags, drugs, target state -- linear --------------> added to every head
-    trees            : the same, value by value -- boosted trees -----------------> added to every head
+    trees, if any    : the same, value by value -- boosted ------------------------> added to every head
 
-The bottleneck follows Nagrani et al. 2021 (arXiv:2107.00135). The linear ("wide") path is fitted first, by penalised
-maximum likelihood, then the trees to what it leaves, and the deep heads start at zero: the deep path has to earn what
-it adds (Cheng et al. 2016, arXiv:1606.07792). Inputs: the arrays of :mod:`ican_ml.inputs.encode`.
+The bottleneck follows Nagrani et al. 2021 (arXiv:2107.00135). The trees are grown first, then the linear ("wide") path
+is fitted to what they leave, by penalised maximum likelihood, and the deep heads start at zero: the deep path has to
+earn what it adds (Cheng et al. 2016, arXiv:1606.07792). Inputs: the arrays of :mod:`ican_ml.inputs.encode`.
 
 Shapes: B patients, R regimens, T tokens, W width, N tasks.
 """
@@ -33,34 +33,21 @@ from ican_ml.model.trees import TreePath, row_of_entry
 __all__ = ["Batch", "ModelConfig", "PatientTransformer"]
 
 _FEATURES_AT_PAR = 64
-_PAIR_SHARE = 0.2
 
 
 class WidePath(nn.Module):
     """The linear path: one score per task, patient and treatment, zero until it is fitted.
 
     One ridge penalty serves all blocks: that of a modality with many features is made heavier by scaling its score, so
-    that two thousand genes do not outweigh a few dozen clinical columns. With ``factors`` a modality is seen through so
-    many principal components (its features, where they are not more), and each has a weight for every drug beside: what
-    a tumour is like changes what a drug does. Their axes are fitted before all else
-    (:func:`ican_ml.training.wide.fit_axes`).
+    that two thousand genes do not outweigh a few dozen clinical columns.
     """
 
-    def __init__(self, schema: InputSchema, factors: int = 0) -> None:
+    def __init__(self, schema: InputSchema) -> None:
         super().__init__()
         n_tasks = len(schema.tasks)
         self.summary = input_layer(len(schema.summary_names), n_tasks, bias=False)
-        widths = [min(factors, len(m.features)) if factors else n_tasks for m in schema.modalities]
-        self.bags = nn.ModuleDict(
-            {m.name: FeatureBag(m, width, zero=True) for m, width in zip(schema.modalities, widths, strict=True)}
-        )
-        self.bags.requires_grad_(not factors)
-        self.shares = [
-            1.0 if factors else min(1.0, (_FEATURES_AT_PAR / len(m.features)) ** 0.5) for m in schema.modalities
-        ]
-        n_factors = sum(widths) if factors else 0
-        self.factor = nn.Parameter(torch.zeros(n_factors, n_tasks))
-        self.pair = nn.Parameter(torch.zeros(n_factors, len(schema.drugs) + FIRST_KNOWN, n_tasks))
+        self.bags = nn.ModuleDict({m.name: FeatureBag(m, n_tasks, zero=True) for m in schema.modalities})
+        self.shares = [min(1.0, (_FEATURES_AT_PAR / len(m.features)) ** 0.5) for m in schema.modalities]
         self.present = nn.Parameter(torch.zeros(len(schema.modalities), n_tasks))
         self.drug = nn.Embedding(len(schema.drugs) + FIRST_KNOWN, n_tasks, padding_idx=0)
         self.drug_class = nn.Embedding(len(schema.classes) + FIRST_KNOWN, n_tasks, padding_idx=0)
@@ -74,29 +61,15 @@ class WidePath(nn.Module):
         ``scaled`` are the modalities' normalised values, ``state_BRGM`` the targets'.
         """
         patient_BN = self.summary(batch["summary"])
-        bags = []
         for m, (name, bag) in enumerate(self.bags.items()):
             panel_B = batch[f"{name}_panel"]
-            bags.append(bag(batch[f"{name}_indptr"], batch[f"{name}_indices"], scaled[name], panel_B) * self.shares[m])
-            patient_BN = patient_BN + (panel_B > 0)[:, None] * self.present[m]
+            bag_BN = bag(batch[f"{name}_indptr"], batch[f"{name}_indices"], scaled[name], panel_B)
+            patient_BN = patient_BN + bag_BN * self.shares[m] + (panel_B > 0)[:, None] * self.present[m]
         known_BRGM = batch["treatment_state_known"]
         real_BRG1 = (batch["treatment_gene"] > 0).to(state_BRGM.dtype)[..., None]
         state_BRN = (torch.cat([state_BRGM, known_BRGM], -1) @ self.state * real_BRG1).sum(2)
         drug_BRN = self.drug(batch["treatment_drug"]).sum(2) + self.drug_class(batch["treatment_class"]).sum(2)
-        if len(self.factor):
-            factor_BK = torch.cat(bags, dim=1)
-            patient_BN = patient_BN + factor_BK @ self.factor
-            drug_BRN = drug_BRN + _PAIR_SHARE * self._pairs(factor_BK, batch["treatment_drug"])
-        else:
-            patient_BN = torch.stack([patient_BN, *bags]).sum(0)
         return patient_BN, drug_BRN + state_BRN / real_BRG1.sum(2).clamp(min=1)
-
-    def _pairs(self, factor_BK: Tensor, drug_BRD: Tensor) -> Tensor:
-        """``[B, R, tasks]``: what each drug adds for the patient's components."""
-        every_BPN = (factor_BK @ self.pair.flatten(1)).reshape(-1, *self.pair.shape[1:])
-        at_BQN = drug_BRD.flatten(1)[..., None].expand(-1, -1, self.pair.shape[2])
-        each_BRDN = every_BPN.gather(1, at_BQN).reshape(*drug_BRD.shape, self.pair.shape[2])
-        return (each_BRDN * (drug_BRD > 0)[..., None]).sum(2)
 
 
 class PatientTransformer(nn.Module):
@@ -109,7 +82,7 @@ class PatientTransformer(nn.Module):
         self.scales = nn.ModuleDict({m.name: FeatureScale(m) for m in schema.modalities})
         self.explicit = {m.name: m.explicit for m in schema.modalities}
         self.target_state = TargetState([torch.tensor(schema.feature_of_gene(m)) for m in schema.modalities])
-        self.wide = WidePath(schema, config.factors)
+        self.wide = WidePath(schema)
         self.trees = TreePath(schema, config.trees, config.tree_depth) if config.trees else None
         self.bias = nn.ParameterDict({t.name: nn.Parameter(torch.zeros(head_width(t))) for t in schema.tasks})
         self.members = nn.ModuleList(DeepPath(config, schema) for _ in range(config.members if config.deep else 0))
@@ -163,17 +136,6 @@ class PatientTransformer(nn.Module):
             self.scales, totals, batch["treatment_gene"], batch["treatment_state"], batch["treatment_state_known"]
         )
         return self._scale_features(batch), state_BRGM
-
-    def dense(self, batch: Batch, name: str) -> Tensor:
-        """``[B, features]`` of a modality, normalised; what is not measured is 0, the mean."""
-        bag = self.wide.bags[name]
-        assert isinstance(bag, FeatureBag)
-        values = self._scale_features(batch)[name]
-        row, indices = row_of_entry(batch[f"{name}_indptr"], batch[f"{name}_indices"]), batch[f"{name}_indices"]
-        panel_B = batch[f"{name}_panel"]
-        dense_BF = -bag.offset[panel_B]
-        at = row * dense_BF.shape[1] + indices
-        return dense_BF.flatten().scatter_add(0, at, values).reshape(dense_BF.shape)
 
     def tree_values(self, batch: Batch, state_BRGM: Tensor) -> Tensor:
         """``[B, R, F]``: see :meth:`TreePath.values`."""

@@ -125,7 +125,7 @@ def fit(
         assert network.trees is not None
         grown = zip(network.tasks, network.trees.leaf, strict=True)
         _log.info("trees grown: %s", ", ".join(f"{int(leaf.any(1).sum())} for {task.name}" for task, leaf in grown))
-    wide = fit_wide(network, train, tuning, strengths=training.wide_strengths, seed=seed)
+    wide = fit_wide(network, train, tuning, strengths=training.wide_strengths)
     _log.info("linear path fitted, ridge strength %g, tuning loss %.4f", wide.strength, dict(wide.path)[wide.strength])
     resume = folder / "last.ckpt"
     if not model.deep:

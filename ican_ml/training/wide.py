@@ -19,13 +19,11 @@ import torch
 from torch import Tensor
 
 from ican_ml.inputs.encode import Int64
-from ican_ml.model.omics import FeatureBag
 from ican_ml.model.patient_transformer import PatientTransformer
 from ican_ml.training.data import Batch, PatientData
 from ican_ml.training.losses import total_loss
 
 _FOLDS = 5
-_AXES_PATIENTS = 4000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,7 +35,7 @@ class WideFit:
 
 
 def fit_wide(
-    network: PatientTransformer, train: PatientData, tuning: PatientData, *, strengths: list[float], seed: int = 0
+    network: PatientTransformer, train: PatientData, tuning: PatientData, *, strengths: list[float]
 ) -> WideFit:
     """Fit ``network.wide`` and the biases in place; the deep path takes no part.
 
@@ -47,8 +45,6 @@ def fit_wide(
         Ridge penalties to try, strongest first.
     """
     network.eval()
-    if len(network.wide.factor):
-        fit_axes(network, train, seed=seed)
     train_part, tuning_part = (_WidePart.of(network, data) for data in (train, tuning))
     best: tuple[float, float, dict[str, Tensor]] | None = None
     path: list[tuple[float, float]] = []
@@ -64,28 +60,6 @@ def fit_wide(
     assert best is not None
     network.load_state_dict(best[2])
     return WideFit(strength=best[0], path=tuple(path))
-
-
-def fit_axes(network: PatientTransformer, train: PatientData, *, seed: int) -> None:
-    """Set the axes of the linear path's components, in place: single features where a modality has few of them, else
-    the leading right singular vectors of its normalised values in at most 4,000 patients (randomised: Halko,
-    Martinsson and Tropp 2011, doi:10.1137/090771806). Components keep their relative variance; its mean is 1."""
-    rows = np.random.default_rng(seed).permutation(train.rows)[:_AXES_PATIENTS]
-    batch = train.batch(np.sort(rows))
-    torch.manual_seed(seed)
-    for name, axes in network.wide.bags.items():
-        assert isinstance(axes, FeatureBag)
-        n_features, width = axes.weight.shape
-        values = network.dense(batch, name)
-        values = values - values.mean(0)
-        if n_features > width:
-            rank = min(width, *values.shape)
-            vectors = torch.svd_lowrank(values, q=min(rank + 10, *values.shape), niter=5)[2][:, :rank]
-        else:
-            vectors = torch.eye(n_features)
-        spread = (values @ vectors).square().mean().sqrt().clamp(min=1e-6)
-        axes.weight.zero_()
-        axes.weight[:, : vectors.shape[1]] = vectors / spread
 
 
 def cross_fit(
@@ -158,7 +132,7 @@ class _WidePart:
 
 
 def _minimise(network: PatientTransformer, part: _WidePart, penalty: float) -> None:
-    weights = [weight for weight in network.wide.parameters() if weight.requires_grad]
+    weights = list(network.wide.parameters())
     optimiser = torch.optim.LBFGS(
         weights + list(network.bias.parameters()),
         max_iter=60,
