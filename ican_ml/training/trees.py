@@ -3,8 +3,8 @@
 The linear and the deep path then learn what the trees leave. On the patients that they were grown on, that is too
 little, so in training each patient's trees come from a growth on other subjects (cross-fitting, as in
 :mod:`ican_ml.training.wide`). The tuning patients say how many trees, and are then grown on too; the scores that they
-are judged by later come from before. Survival is grown on the network's own likelihood
-of discrete hazards: a tree shifts the logits of all intervals.
+are judged by later come from before. Survival is grown on the network's own likelihood of discrete hazards: a tree
+shifts the logits of all intervals.
 """
 
 from __future__ import annotations
@@ -94,6 +94,8 @@ def fit_trees(
         fold = subject_folds(subject[part.patient], _FOLDS, seed)
         for f in range(_FOLDS):
             inside = part.take(fold == f)
+            if not len(inside.patient):
+                continue
             others = grower.grow(part.take((fold != f) & (part.row_weight > 0)), count)
             scores[0, inside.patient, inside.slot, n] = grower.scores(others, inside.values)
         if held is not None:
