@@ -28,7 +28,8 @@ class ModelConfig:
 
     ``width`` must be divisible by ``heads``. ``members`` deep paths, each with its own start and dropout, are trained
     side by side and averaged (Lakshminarayanan et al. 2017, arXiv:1612.01474). ``identity_dropout`` is the probability
-    that training takes a drug or a code for unknown. ``trees`` is how many boosted trees a task may have, 0 = none.
+    that training takes a drug for unknown, ``code_dropout`` that a batch takes a code so. ``trees`` is how many boosted
+    trees a task may have, 0 = none.
     """
 
     width: int = 32
@@ -42,6 +43,7 @@ class ModelConfig:
     token_dropout: float = 0.5
     modality_dropout: float = 0.05
     identity_dropout: float = 0.1
+    code_dropout: float = 0.02
     trees: int = 0
     tree_depth: int = 5
     deep: bool = True
@@ -60,7 +62,7 @@ class ModelConfig:
             )
         if self.members < 1:
             raise ValueError(f"model.members: expected a number of at least 1, got {self.members}")
-        for name in ("dropout", "token_dropout", "modality_dropout", "identity_dropout"):
+        for name in ("dropout", "token_dropout", "modality_dropout", "identity_dropout", "code_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"model.{name}: expected a probability in [0, 1), got {getattr(self, name)}")
 
@@ -101,9 +103,7 @@ class DeepPath(nn.Module):
         self.omics = nn.ModuleDict(
             {m.name: OmicsEmbedding(m, schema.gene_id, width, dropout) for m in schema.modalities}
         )
-        self.record = RecordEmbedding(
-            schema.vocabulary, len(schema.summary_names), width, dropout, config.identity_dropout
-        )
+        self.record = RecordEmbedding(schema.vocabulary, len(schema.summary_names), width, dropout, config.code_dropout)
         self.encoders = nn.ModuleDict(
             {
                 name: nn.ModuleList(Block(width, heads, dropout) for _ in range(layers))

@@ -24,10 +24,10 @@ class RecordEmbedding(nn.Module):
     above: Tensor
 
     def __init__(
-        self, vocabulary: Vocabulary | None, n_summary: int, width: int, dropout: float, identity_dropout: float
+        self, vocabulary: Vocabulary | None, n_summary: int, width: int, dropout: float, code_dropout: float
     ) -> None:
         super().__init__()
-        self.identity_dropout = identity_dropout
+        self.code_dropout = code_dropout
         above = vocabulary.general_ids() if vocabulary else np.arange(FIRST_KNOWN)[:, None]
         self.register_buffer("above", torch.from_numpy(above), persistent=False)
         n_codes = len(above)
@@ -47,7 +47,7 @@ class RecordEmbedding(nn.Module):
         age_BT: Tensor,
         summary_BS: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        if self.training and self.identity_dropout > 0:
+        if self.training and self.code_dropout > 0:
             code_BT, has_value_BT = self._generalised(code_BT, has_value_BT)
             value_BT = value_BT * has_value_BT
         static_BT = (gap_BT < 0).to(gap_BT.dtype)
@@ -63,7 +63,7 @@ class RecordEmbedding(nn.Module):
         """Events of the codes that this batch takes as unknown."""
         n_ids, depth = self.above.shape
         drawn_I = torch.randint(depth, (n_ids, 1), device=code_BT.device)
-        unknown_I = torch.rand(n_ids, device=code_BT.device) < self.identity_dropout
+        unknown_I = torch.rand(n_ids, device=code_BT.device) < self.code_dropout
         own_I = torch.arange(n_ids, device=code_BT.device)
         given_I = torch.where(unknown_I, self.above.gather(1, drawn_I)[:, 0], own_I)
         return given_I[code_BT], has_value_BT * ~unknown_I[code_BT]

@@ -9,7 +9,7 @@ from ican_ml.records.vocabulary import PADDING, UNKNOWN, Vocabulary
 def test_codes_that_only_stand_above_others_are_trained_and_never_with_a_value() -> None:
     torch.manual_seed(0)
     vocabulary = Vocabulary(codes=("DX", "DX//C50", "DX//C50.9", "LAB"), normal={}, parents={})
-    embed = RecordEmbedding(vocabulary, 0, 8, 0.0, identity_dropout=0.5)
+    embed = RecordEmbedding(vocabulary, 0, 8, 0.0, code_dropout=0.5)
     code, one = torch.tensor([[vocabulary.id_of("DX//C50.9"), PADDING]]), torch.ones(1, 2)
     for _ in range(50):
         tokens, mask = embed(code, one, one, one, one, torch.empty(1, 0))
