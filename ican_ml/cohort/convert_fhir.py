@@ -27,11 +27,10 @@ import numpy as np
 import polars as pl
 
 from ican_ml.cohort.accounting import Accounting
-from ican_ml.cohort.cohort import FORMAT
 from ican_ml.cohort.fhir import MODALITY, Index, group_samples, read_resources, resources_of
 from ican_ml.cohort.fhir_resources import CLINICAL, Event, Variant
 from ican_ml.cohort.fhir_values import FhirError, zone_of
-from ican_ml.cohort.meds_writer import write_meds
+from ican_ml.cohort.meds_writer import write_converted
 
 if TYPE_CHECKING:
     from zoneinfo import ZoneInfo
@@ -111,12 +110,9 @@ def convert_fhir(
     subjects = number_subjects(index.patients)
     gathered = _gather(files, index, subjects, zone, lambda n: tell(len(files) + n, 2 * len(files)))
     events = gathered.frame()
-    write_meds(out / "records", events, _codes(events, gathered.displays), name=name, source_timezone=timezone)
+    codes = _codes(events, gathered.displays)
+    write_converted(out, events, codes, gathered.accounting, name=name, source_timezone=timezone)
     samples = _write_variants(out, gathered.variants)
-    about = {"format": FORMAT, "name": name, "source_timezone": timezone}
-    about = {key: value for key, value in about.items() if value is not None}
-    (out / "cohort.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
-    (out / "conversion.json").write_text(json.dumps(gathered.accounting.to_json(), indent=2) + "\n", encoding="utf-8")
     return Conversion(
         accounting=gathered.accounting,
         subjects=subjects,

@@ -22,7 +22,6 @@ A table is in memory at a time, beside the concepts and the events themselves.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -33,10 +32,9 @@ import polars as pl
 
 from ican_ml.cohort import omop_tables as omop
 from ican_ml.cohort.accounting import Accounting, Reason
-from ican_ml.cohort.cohort import FORMAT
 from ican_ml.cohort.convert_fhir import number_subjects
 from ican_ml.cohort.fhir_values import finding_in, number_in, zone_of
-from ican_ml.cohort.meds_writer import write_meds
+from ican_ml.cohort.meds_writer import write_converted
 from ican_ml.cohort.omop_tables import EVENTS, EventTable, OmopError
 
 if TYPE_CHECKING:
@@ -125,11 +123,8 @@ def convert_omop(
     tell(len(tables), len(tables))
     tally.check()
     events = pl.concat(frames)
-    write_meds(out / "records", events, _codes(events, concepts, parents), name=name, source_timezone=timezone)
-    about = {"format": FORMAT, "name": name, "source_timezone": timezone}
-    about = {key: value for key, value in about.items() if value is not None}
-    (out / "cohort.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
-    (out / "conversion.json").write_text(json.dumps(tally.to_json(), indent=2) + "\n", encoding="utf-8")
+    codes = _codes(events, concepts, parents)
+    write_converted(out, events, codes, tally, name=name, source_timezone=timezone)
     return Conversion(accounting=tally, subjects=subjects, events=len(events), values_left=values_left)
 
 

@@ -1,4 +1,6 @@
-"""Writes the records of a cohort: a MEDS 0.4 dataset (https://github.com/Medical-Event-Data-Standard/meds).
+"""Writes what a conversion made: a cohort, and in it its records, a MEDS 0.4 dataset.
+
+The format: https://github.com/Medical-Event-Data-Standard/meds.
 
 In: events and codes as polars frames. Out: ``data/<n>.parquet`` of about a million rows, no subject in two of them,
 ``metadata/codes.parquet`` and ``metadata/dataset.json``. The column ``unit`` is added to those of MEDS.
@@ -17,8 +19,28 @@ import pyarrow.parquet as pq
 from meds import schema as meds
 
 import ican_ml
+from ican_ml.cohort.accounting import Accounting
+from ican_ml.cohort.cohort import FORMAT
 
 _ROWS = 1_000_000
+
+
+def write_converted(
+    out: Path,
+    events: pl.DataFrame,
+    codes: pl.DataFrame,
+    accounting: Accounting,
+    *,
+    name: str,
+    source_timezone: str | None,
+) -> None:
+    """Write ``records/`` (see :func:`write_meds`), ``cohort.json`` and ``conversion.json`` into the folder ``out``."""
+    write_meds(out / "records", events, codes, name=name, source_timezone=source_timezone)
+    about = {"format": FORMAT, "name": name}
+    if source_timezone is not None:
+        about["source_timezone"] = source_timezone
+    for file, content in (("cohort.json", about), ("conversion.json", accounting.to_json())):
+        (out / file).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def write_meds(

@@ -6,10 +6,10 @@ import argparse
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ican_ml.commands import Commands
@@ -71,22 +71,9 @@ def _add_labels(sources: Commands) -> None:
 
 
 def _omop(parsed: argparse.Namespace) -> None:
-    from tqdm import tqdm  # type: ignore[import-untyped]
-
     from ican_ml.cohort.convert_omop import convert_omop
 
-    _check_keep(parsed)
-    with _new_folder(parsed.out) as folder, tqdm(disable=None, unit="table", leave=False) as bar:
-
-        def tell(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        found = convert_omop(
-            parsed.src, folder, name=parsed.name or parsed.out.name, timezone=parsed.timezone, progress=tell
-        )
-    _keep_ids(parsed, found.subjects)
-    print(found.accounting.table())
+    found = _converted(parsed, convert_omop, unit="table")
     print(
         f"{found.events:,} events of {len(found.subjects):,} persons; "
         f"{found.values_left:,} values that are neither numbers, concepts nor findings left, their events kept"
@@ -94,26 +81,34 @@ def _omop(parsed: argparse.Namespace) -> None:
 
 
 def _fhir(parsed: argparse.Namespace) -> None:
-    from tqdm import tqdm
-
     from ican_ml.cohort.convert_fhir import convert_fhir
 
-    _check_keep(parsed)
-    with _new_folder(parsed.out) as folder, tqdm(disable=None, unit="file", leave=False) as bar:
+    found = _converted(parsed, convert_fhir, unit="file")
+    print(
+        f"{found.events:,} events and {found.samples:,} samples with variants of {len(found.subjects):,} patients; "
+        f"{found.values_left:,} results that are neither numbers nor codes kept without their value"
+    )
+
+
+def _converted(parsed: argparse.Namespace, convert: Callable[..., Any], *, unit: str) -> Any:
+    """Convert ``src`` into ``out`` under a progress bar, keep the ids where asked to, and print the accounting."""
+    from tqdm import tqdm  # type: ignore[import-untyped]
+
+    keep: Path | None = parsed.keep_ids
+    if keep is not None and (keep.exists() or parsed.out.resolve() in keep.resolve().parents):
+        raise ValueError("--keep-ids: expected a new file outside OUT")
+    with _new_folder(parsed.out) as folder, tqdm(disable=None, unit=unit, leave=False) as bar:
 
         def tell(done: int, total: int) -> None:
             bar.total = total
             bar.update(done - bar.n)
 
-        found = convert_fhir(
-            parsed.src, folder, name=parsed.name or parsed.out.name, timezone=parsed.timezone, progress=tell
-        )
-    _keep_ids(parsed, found.subjects)
+        name = parsed.name or parsed.out.name
+        found = convert(parsed.src, folder, name=name, timezone=parsed.timezone, progress=tell)
+    if keep is not None:
+        keep.write_text(json.dumps(found.subjects, indent=2) + "\n", encoding="utf-8")
     print(found.accounting.table())
-    print(
-        f"{found.events:,} events and {found.samples:,} samples with variants of {len(found.subjects):,} patients; "
-        f"{found.values_left:,} results that are neither numbers nor codes kept without their value"
-    )
+    return found
 
 
 def _labels(parsed: argparse.Namespace) -> None:
@@ -142,17 +137,6 @@ def _labels(parsed: argparse.Namespace) -> None:
     print(
         f"{len(episodes):,} episodes of {episodes['subject_id'].n_unique():,} subjects: task {task}, outcome {outcome}"
     )
-
-
-def _check_keep(parsed: argparse.Namespace) -> None:
-    keep: Path | None = parsed.keep_ids
-    if keep is not None and (keep.exists() or parsed.out.resolve() in keep.resolve().parents):
-        raise ValueError("--keep-ids: expected a new file outside OUT")
-
-
-def _keep_ids(parsed: argparse.Namespace, subjects: dict[str, int]) -> None:
-    if parsed.keep_ids is not None:
-        parsed.keep_ids.write_text(json.dumps(subjects, indent=2) + "\n", encoding="utf-8")
 
 
 @contextmanager

@@ -16,7 +16,8 @@ _MINUTES_PER_DAY, _DAYS_PER_YEAR = 1440.0, np.float32(365.25)
 @jit()
 def _read_ahead(events: Any, known: Any, rows: Int64, limit: int) -> Any:
     """Load the lines of some rows' latest events, independently of one another: where no cache has them, the processor
-    waits for many at once, which took a third less time than asking for them in advance. Gives the sign of an id."""
+    waits for many at once, which took a third less time than asking for them in advance. Gives a number below 0 where
+    an id is: what is loaded must count, or a compiler would not load it."""
     found, last = np.int32(0), np.int64(0)
     for r in rows:
         last |= known[r].stop
