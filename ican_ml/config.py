@@ -5,6 +5,7 @@ A wrong type or an unknown name is refused by the dataclass schema, a nonsense v
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, field
 from enum import Enum
@@ -48,7 +49,7 @@ class SimulateConfig:
 
 @dataclass(kw_only=True, slots=True)
 class LinesConfig:
-    """Train on every line of therapy in the records of training subjects, not only on the cohort's own episodes.
+    """Further training episodes: every line of therapy in the records of training subjects.
 
     Attributes
     ----------
@@ -72,8 +73,43 @@ class LinesConfig:
                 f"cohort.lines: expected a window of at least 0 and a horizon of at least 1 day, got {self.window} and "
                 f"{self.horizon}"
             )
-        if self.start is not None and re.compile(self.start).groups != 1:
+        _check_weight("cohort.lines.weight", self.weight)
+        if self.start is None:
+            return
+        try:
+            groups = re.compile(self.start).groups
+        except re.error as error:
+            raise ValueError(
+                f"cohort.lines.start: expected a regular expression, got {self.start!r} ({error})"
+            ) from None
+        if groups != 1:
             raise ValueError(f"cohort.lines.start: expected one group, the drug's name, got {self.start!r}")
+
+
+@dataclass(kw_only=True, slots=True)
+class LandmarksConfig:
+    """Further training episodes: those of training subjects, asked again later in their follow-up (survival).
+
+    Attributes
+    ----------
+    per_episode
+        How often; 0 = never.
+    horizon
+        See :mod:`ican_ml.training.landmarks`.
+    weight
+        What a landmark counts in the loss beside an episode.
+    """
+
+    per_episode: int = 0
+    horizon: int = 1500
+    weight: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.per_episode < 0:
+            raise ValueError(f"cohort.landmarks.per_episode: expected 0 or more, got {self.per_episode}")
+        if self.horizon < 2:
+            raise ValueError(f"cohort.landmarks.horizon: expected at least 2 days, got {self.horizon}")
+        _check_weight("cohort.landmarks.weight", self.weight)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -83,6 +119,7 @@ class CohortConfig:
     path: str = "???"
     family: str | None = None
     lines: LinesConfig = field(default_factory=LinesConfig)
+    landmarks: LandmarksConfig = field(default_factory=LandmarksConfig)
     simulate: SimulateConfig = field(default_factory=SimulateConfig)
 
 
@@ -201,3 +238,24 @@ class RunConfig:
     def __post_init__(self) -> None:
         if not self.name or any(c in self.name for c in "/\\") or self.name.startswith("."):
             raise ValueError(f"name: expected a plain folder name, got {self.name!r}")
+        kinds = {outcome.name: outcome.kind for outcome in self.task.outcomes}
+        lines = self.cohort.lines
+        if lines.start is not None and kinds.get(lines.outcome) is not Kind.binary:
+            raise ValueError(
+                f"cohort.lines.outcome: expected a binary outcome of the task ({_named(kinds)}), got "
+                f"{lines.outcome!r}; name one, or set cohort.lines.start=null"
+            )
+        if self.cohort.landmarks.per_episode and Kind.survival not in kinds.values():
+            raise ValueError(
+                f"cohort.landmarks: expected a survival outcome in the task ({_named(kinds)}), got none; set "
+                "cohort.landmarks.per_episode=0"
+            )
+
+
+def _named(kinds: dict[str, Kind]) -> str:
+    return ", ".join(f"{name}: {kind.value}" for name, kind in kinds.items())
+
+
+def _check_weight(name: str, weight: float) -> None:
+    if not (weight > 0 and math.isfinite(weight)):
+        raise ValueError(f"{name}: expected a positive number, got {weight}")

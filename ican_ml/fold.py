@@ -6,6 +6,7 @@ A run (:mod:`ican_ml.pipeline`) and an audit (:mod:`ican_ml.audit`) go through t
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import numpy as np
 import polars as pl
 import torch
 
-from ican_ml.cohort.cohort import Cohort
+from ican_ml.cohort.cohort import Cohort, clocks_of
 from ican_ml.cohort.split import Split
 from ican_ml.config import RunConfig
 from ican_ml.evaluation.baselines import BASELINES, BaselineConfig, fit_baselines
@@ -25,20 +26,31 @@ from ican_ml.inputs.encode import EncodedPatients, Float32, Int64, encode
 from ican_ml.inputs.fit import fit_schema
 from ican_ml.inputs.schema import InputSchema
 from ican_ml.model.patient_transformer import PatientTransformer
+from ican_ml.records.lines import beside, therapy_lines
 from ican_ml.records.recent import CodedRecords, RecordLoader
 from ican_ml.records.store import RecordStore
 from ican_ml.training.data import PatientData
 from ican_ml.training.design import baseline_design
+from ican_ml.training.landmarks import draw_landmarks
 from ican_ml.training.loop import predict
 from ican_ml.training.outcomes import loss_arrays, read_outcomes
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Further:
+    """Further training episodes, in columns of the cohort's own; ``weight`` [episodes] is what each counts in loss."""
+
+    episodes: pl.DataFrame
+    weight: Float32
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Prepared:
     """What every fold shares: nothing in it is fitted.
 
-    ``stores`` is where the store lies, with room for more; ``lines`` are rows of the episodes' columns that only
-    training may use (:mod:`ican_ml.records.lines`).
+    ``stores`` is where the store lies, with room for more; ``further`` are episodes that only training may use.
     """
 
     cohort: Cohort
@@ -48,7 +60,7 @@ class Prepared:
     splits: dict[str, Split]
     data_hash: str
     stores: Path | None = None
-    lines: pl.DataFrame | None = None
+    further: Further | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,19 +87,75 @@ class Fold:
         return [data.of_episodes(self.states.patient[rows], self.states.slot[rows]) for rows in parts]
 
 
-def with_lines(prepared: Prepared, split: Split) -> tuple[Prepared, Split]:
-    """Episodes and lines together, and the split with the lines of all subjects that it does not validate on."""
-    if prepared.lines is None:
-        return prepared, split
+def further_episodes(
+    config: RunConfig, cohort: Cohort, store: RecordStore | None, outcomes: dict[str, Outcome]
+) -> Further | None:
+    """Lines of therapy beside the episodes, and landmarks of the episodes, as far as the configuration asks for them.
+
+    Raises
+    ------
+    ValueError
+        If there are to be landmarks of a survival outcome whose days do not count from ``prediction_time``.
+    """
+    found: list[tuple[pl.DataFrame, float]] = []
+    lines, landmarks = config.cohort.lines, config.cohort.landmarks
+    if lines.start is not None and store is not None:
+        every = therapy_lines(
+            store, start=lines.start, window=lines.window, horizon=lines.horizon, outcome=lines.outcome
+        )
+        found.append((beside(every, cohort.episodes, lines.window), lines.weight))
+        _log.info("%d lines of therapy in the records beside the episodes", len(found[-1][0]))
+    if landmarks.per_episode:
+        _check_clocks(cohort, outcomes)
+        drawn = draw_landmarks(
+            cohort.episodes,
+            outcomes,
+            per_episode=landmarks.per_episode,
+            horizon=landmarks.horizon,
+            seed=config.seed,
+        )
+        found.append((drawn, landmarks.weight))
+        _log.info("%d landmarks of the episodes", len(drawn))
+    if not found:
+        return None
+    return Further(
+        episodes=pl.concat([rows for rows, _ in found], how="diagonal"),
+        weight=np.concatenate([np.full(len(rows), weight, np.float32) for rows, weight in found]),
+    )
+
+
+def _check_clocks(cohort: Cohort, outcomes: dict[str, Outcome]) -> None:
+    clocks = clocks_of(cohort.meta)
+    other = [
+        f"{name} from {clocks[name]}"
+        for name, outcome in outcomes.items()
+        if outcome.kind == "survival" and clocks.get(name, "prediction_time") != "prediction_time"
+    ]
+    if other:
+        raise ValueError(
+            f"cohort.landmarks: expected survival outcomes that count from prediction_time, got {', '.join(other)} "
+            "(cohort.json, clocks); set cohort.landmarks.per_episode=0"
+        )
+
+
+def with_further(prepared: Prepared, split: Split) -> tuple[Prepared, Split, Float32]:
+    """Own and further episodes together, the split that trains on both, and the weight [episodes] of each in the loss.
+
+    Further episodes of a subject that the split tunes on, validates on or leaves out are dropped.
+    """
     own = prepared.episodes["subject_id"].to_numpy()
+    weight = np.ones(len(own), np.float32)
+    if prepared.further is None:
+        return prepared, split, weight
+    further = prepared.further.episodes
     others = own[np.concatenate([split.tuning, split.held_out, split.left_out])]
-    usable = ~np.isin(prepared.lines["subject_id"].to_numpy(), others)
-    episodes = pl.concat([prepared.episodes, prepared.lines.filter(usable)], how="diagonal")
+    usable = ~np.isin(further["subject_id"].to_numpy(), others)
+    episodes = pl.concat([prepared.episodes, further.filter(usable)], how="diagonal")
     outcomes = read_outcomes(episodes, {name: outcome.kind for name, outcome in prepared.outcomes.items()})
-    more = np.arange(len(own), len(episodes))
     return (
-        replace(prepared, episodes=episodes, outcomes=outcomes),
-        replace(split, train=np.concatenate([split.train, more])),
+        replace(prepared, episodes=episodes, outcomes=outcomes, further=None),
+        replace(split, train=np.concatenate([split.train, np.arange(len(own), len(episodes))])),
+        np.concatenate([weight, prepared.further.weight[usable]]),
     )
 
 

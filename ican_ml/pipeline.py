@@ -30,13 +30,20 @@ from ican_ml.cohort.simulate import simulate
 from ican_ml.cohort.simulate_truth import read_truth
 from ican_ml.cohort.split import Split, folds, split_episodes, values_in_turn
 from ican_ml.config import Method, RunConfig
-from ican_ml.fold import Prepared, baseline_scores, encode_fold, fit_fold, network_scores, with_lines
+from ican_ml.fold import (
+    Prepared,
+    baseline_scores,
+    encode_fold,
+    fit_fold,
+    further_episodes,
+    network_scores,
+    with_further,
+)
 from ican_ml.inputs.answer import Float64
 from ican_ml.inputs.assemble import as_dictionary, assemble
 from ican_ml.inputs.encode import collate, encode
 from ican_ml.inputs.schema import InputSchema
 from ican_ml.model.patient_transformer import PatientTransformer
-from ican_ml.records.lines import beside, therapy_lines
 from ican_ml.records.meds import read_records
 from ican_ml.results import (
     MODEL,
@@ -93,11 +100,6 @@ def prepare(config: RunConfig) -> Prepared:
         stores.mkdir(parents=True, exist_ok=True)
         (stores / ".gitignore").write_text("*\n")
         store = read_records(path, stores)
-    lines, rule = None, config.cohort.lines
-    if rule.start is not None and store is not None:
-        found = therapy_lines(store, start=rule.start, window=rule.window, horizon=rule.horizon, outcome=rule.outcome)
-        lines = beside(found, cohort.episodes, rule.window)
-        _log.info("%d lines of therapy in the records beside the episodes", len(lines))
     outcomes = read_outcomes(cohort.episodes, {o.name: o.kind.value for o in config.task.outcomes})
     splits = _splits(config, cohort.episodes)
     _log.info(
@@ -118,7 +120,7 @@ def prepare(config: RunConfig) -> Prepared:
         splits=splits,
         data_hash=data_hash(path),
         stores=stores,
-        lines=lines,
+        further=further_episodes(config, cohort, store, outcomes),
     )
 
 
@@ -159,7 +161,7 @@ def _splits(config: RunConfig, episodes: pl.DataFrame) -> dict[str, Split]:
 def _key(config: RunConfig, prepared: Prepared, name: str, *parts: str) -> str:
     document = asdict(config)
     used = {part: document[part] for part in ("seed", "task", "split", "inputs", *parts)}
-    of = (config.cohort.family, document["cohort"]["lines"])
+    of = [document["cohort"][part] for part in ("family", "lines", "landmarks")]
     return stage_key(used, *of, prepared.data_hash, name, ican_ml.__version__)
 
 
@@ -169,9 +171,7 @@ def _fit_fold(config: RunConfig, prepared: Prepared, folder: RunFolder, name: st
         _log.info("%s: already fitted", name)
         return stage
     started = time.monotonic()
-    weight = np.ones(len(prepared.episodes), np.float32)
-    prepared, split = with_lines(prepared, prepared.splits[name])
-    weight = np.append(weight, np.full(len(prepared.episodes) - len(weight), config.cohort.lines.weight, np.float32))
+    prepared, split, weight = with_further(prepared, prepared.splits[name])
     fold = fit_fold(config, prepared, split)
     schema = fold.schema
     (stage.folder / _SCHEMA).write_text(json.dumps(schema.to_json()))

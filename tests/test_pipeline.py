@@ -21,6 +21,7 @@ from ican_ml.config import (
     CohortConfig,
     EvaluationConfig,
     Kind,
+    LandmarksConfig,
     Method,
     OutcomeConfig,
     RunConfig,
@@ -64,6 +65,10 @@ def configured(cohort: Path, runs: Path, **changes: Any) -> RunConfig:
         "evaluation": EvaluationConfig(replicates=20, baselines=False, permutations=0),
     }
     return RunConfig(**settings | changes)
+
+
+def with_landmarks(config: RunConfig, per_episode: int) -> RunConfig:
+    return replace(config, cohort=replace(config.cohort, landmarks=LandmarksConfig(per_episode=per_episode)))
 
 
 @pytest.fixture
@@ -215,12 +220,27 @@ def test_every_indication_is_left_out_in_turn(cohort: Path, tmp_path: Path, quic
     assert "held-out episodes, 0 left out" in log
 
 
+def test_survival_is_trained_on_landmarks_too(cohort: Path, tmp_path: Path, quick: None) -> None:
+    tasks = TaskConfig(outcomes=[OutcomeConfig(name="os", kind=Kind.survival)])
+    trained, scores = [], []
+    for per_episode in (0, 1, 2):
+        config = with_landmarks(configured(cohort, tmp_path, task=tasks), per_episode)  # one folder: another stage each
+        scores.append(scores_of(config)["os/model"])
+        found = re.findall(r"(\d+) training, ", (tmp_path / "tiny" / "log.txt").read_text())
+        trained.append(int(found[-1]))
+    own, once, twice = trained
+    assert own < once <= 2 * own
+    assert twice - own == 2 * (once - own)
+    assert len(np.unique(np.stack(scores), axis=0)) == 3
+
+
 def scores_of(config: RunConfig) -> dict[str, Any]:
     with np.load(pipeline.run(config) / "private" / "split" / "scores" / "scores.npz") as stored:
         return dict(stored)
 
 
-def test_held_out_outcomes_change_no_prediction(cohort: Path, tmp_path: Path, quick: None) -> None:
+@pytest.mark.parametrize("per_episode", [0, 2])
+def test_held_out_outcomes_change_no_prediction(cohort: Path, tmp_path: Path, quick: None, per_episode: int) -> None:
     tasks = TaskConfig(outcomes=[OutcomeConfig(name="response"), OutcomeConfig(name="os", kind=Kind.survival)])
     other = tmp_path / "other"
     shutil.copytree(cohort, other)
@@ -231,7 +251,8 @@ def test_held_out_outcomes_change_no_prediction(cohort: Path, tmp_path: Path, qu
         pl.when(held_out).then(~pl.col("os_event")).otherwise(pl.col("os_event")).alias("os_event"),
     ).write_parquet(other / "episodes.parquet")
     first, second = (
-        scores_of(configured(path, tmp_path / name, task=tasks)) for path, name in ((cohort, "a"), (other, "b"))
+        scores_of(with_landmarks(configured(path, tmp_path / name, task=tasks), per_episode))
+        for path, name in ((cohort, "a"), (other, "b"))
     )
     for name in ("response/model", "os/model"):
         np.testing.assert_array_equal(first[name], second[name])

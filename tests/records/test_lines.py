@@ -1,16 +1,9 @@
 """Lines of therapy from drug starts: by hand, unknown where the record ends, never one that the cohort asks about."""
 
-from dataclasses import replace
-
-import numpy as np
 import polars as pl
 
-from ican_ml.cohort.cohort import Cohort
-from ican_ml.cohort.split import split_episodes
-from ican_ml.fold import Prepared, with_lines
 from ican_ml.records.lines import beside, therapy_lines
 from ican_ml.records.store import RecordStore
-from ican_ml.training.outcomes import read_outcomes
 from tests.records.conftest import Row, make_store
 
 START = "DRUG//(.+)//START"
@@ -65,27 +58,3 @@ def test_lines_near_an_episode_are_left_out_and_columns_are_the_cohorts() -> Non
     assert found.select("subject_id", "line", "indication").rows() == [(1, 3, "X"), (2, 1, None), (3, 1, None)]
     assert all(found.schema[name] == kind for name, kind in episodes.schema.items())
     assert "response" not in found.columns, "an outcome that the cohort does not have"
-
-
-def test_lines_of_subjects_that_are_validated_on_are_not_trained_on(
-    sim_cohort: Cohort, sim_records: RecordStore
-) -> None:
-    episodes = sim_cohort.episodes
-    split = split_episodes(episodes, method="hash", seed=3)
-    later = episodes.with_columns(pl.col("prediction_time") + pl.duration(days=90))
-    prepared = Prepared(
-        cohort=sim_cohort,
-        store=sim_records,
-        episodes=episodes,
-        outcomes=read_outcomes(episodes, {"response": "binary"}),
-        splits={},
-        data_hash="",
-    )
-    both, extended = with_lines(replace(prepared, lines=later), split)
-    subject = both.episodes["subject_id"].to_numpy()
-    more = extended.train[len(split.train) :]
-    assert both.episodes[: len(episodes)].equals(episodes)
-    assert len(more) == len(split.train) == len(both.episodes) - len(episodes)
-    assert not np.isin(subject[more], subject[np.append(split.tuning, split.held_out)]).any()
-    assert len(both.outcomes["response"]) == len(both.episodes)
-    assert with_lines(prepared, split) == (prepared, split)
