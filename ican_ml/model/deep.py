@@ -29,7 +29,8 @@ class ModelConfig:
     ``width`` must be divisible by ``heads``. ``members`` deep paths, each with its own start and dropout, are trained
     side by side and averaged (Lakshminarayanan et al. 2017, arXiv:1612.01474). ``identity_dropout`` is the probability
     that training takes a drug for unknown, ``code_dropout`` that a batch takes a code so. ``trees`` is how many boosted
-    trees a task may have, 0 = none.
+    trees a task may have, 0 = none. ``landmarks`` is to how many
+    training patients likeness is measured at most, 0 = none.
     """
 
     width: int = 32
@@ -46,6 +47,7 @@ class ModelConfig:
     code_dropout: float = 0.02
     trees: int = 0
     tree_depth: int = 5
+    landmarks: int = 0
     deep: bool = True
     members: int = 1
 
@@ -60,6 +62,8 @@ class ModelConfig:
                 "model.trees, model.tree_depth: expected at least 0 trees of a depth from 1 to 8, "
                 f"got {self.trees} of {self.tree_depth}"
             )
+        if self.landmarks < 0:
+            raise ValueError(f"model.landmarks: expected a number of at least 0, got {self.landmarks}")
         if self.members < 1:
             raise ValueError(f"model.members: expected a number of at least 1, got {self.members}")
         for name in ("dropout", "token_dropout", "modality_dropout", "identity_dropout", "code_dropout"):

@@ -71,6 +71,12 @@ class FeatureBag(nn.Module):
             bag_BW = bag_BW - (self.offset @ self.weight)[panel_B]
         return bag_BW * (panel_B > 0)[:, None]
 
+    def dense(self, indptr: Tensor, indices: Tensor, scaled: Tensor, panel_B: Tensor) -> Tensor:
+        """``[B, F]``: what the weights are summed over."""
+        dense_BF = -self.offset[panel_B]
+        row = torch.repeat_interleave(torch.arange(len(panel_B)), indptr.diff())
+        return dense_BF.index_put((row, indices), scaled, accumulate=True)
+
 
 class OmicsEmbedding(nn.Module):
     """One modality: its bag token and its feature tokens, ``[B, 1 + K, W]`` with a mask."""

@@ -5,6 +5,7 @@
     regimens         -> queries ---- cross-attention to bottleneck and tokens ----> heads
     wide path        : summary, bags, drugs, target state -- linear --------------> added to every head
     trees, if any    : the same, value by value -- boosted ------------------------> added to every head
+    kernel, if any   : omics against those of training patients, by drug ----------> added to every head
 
 The bottleneck follows Nagrani et al. 2021 (arXiv:2107.00135). The trees are grown first, then the linear ("wide") path
 is fitted to what they leave, by penalised maximum likelihood, and the deep heads start at zero: the deep path has to
@@ -26,6 +27,7 @@ from torch.nn import functional
 from ican_ml.inputs.schema import FIRST_KNOWN, InputSchema
 from ican_ml.model.blocks import input_layer
 from ican_ml.model.deep import Batch, DeepPath, ModelConfig, Scaled, head_width
+from ican_ml.model.kernel import KernelPath
 from ican_ml.model.omics import FeatureBag, FeatureScale
 from ican_ml.model.treatment import TargetState
 from ican_ml.model.trees import TreePath, row_of_entry
@@ -84,6 +86,7 @@ class PatientTransformer(nn.Module):
         self.target_state = TargetState([torch.tensor(schema.feature_of_gene(m)) for m in schema.modalities])
         self.wide = WidePath(schema)
         self.trees = TreePath(schema, config.trees, config.tree_depth) if config.trees else None
+        self.kernel = KernelPath(schema, config.landmarks) if config.landmarks and schema.modalities else None
         self.bias = nn.ParameterDict({t.name: nn.Parameter(torch.zeros(head_width(t))) for t in schema.tasks})
         self.members = nn.ModuleList(DeepPath(config, schema) for _ in range(config.members if config.deep else 0))
 
@@ -115,6 +118,10 @@ class PatientTransformer(nn.Module):
             treatment_BRN = treatment_BRN + batch["trees"][:, : state_BRGM.shape[1]]
         elif self.trees is not None:
             treatment_BRN = treatment_BRN + self.trees(self.tree_values(batch, state_BRGM))
+        if "kernel" in batch:
+            treatment_BRN = treatment_BRN + batch["kernel"][:, : state_BRGM.shape[1]]
+        elif self.kernel is not None:
+            treatment_BRN = treatment_BRN + self.kernel(batch, features)
         scaled = Scaled(features=features, tokens=self._scale_tokens(batch), state=state_BRGM)
         deep = []
         for member in self.members:

@@ -21,6 +21,7 @@ from ican_ml.inputs.schema import InputSchema
 from ican_ml.model.patient_transformer import ModelConfig, PatientTransformer
 from ican_ml.training.config import TrainerConfig, TrainingConfig
 from ican_ml.training.data import Batch, PatientData, PatientLoader
+from ican_ml.training.kernel import fit_kernel
 from ican_ml.training.module import PatientModule
 from ican_ml.training.trees import fit_trees
 from ican_ml.training.wide import cross_fit, fit_wide
@@ -125,6 +126,8 @@ def fit(
         assert network.trees is not None
         grown = zip(network.tasks, network.trees.leaf, strict=True)
         _log.info("trees grown: %s", ", ".join(f"{int(leaf.any(1).sum())} for {task.name}" for task, leaf in grown))
+    if network.kernel is not None:
+        train, tuning = fit_kernel(network, train, tuning, subject=subject, seed=seed)
     wide = fit_wide(network, train, tuning, strengths=training.wide_strengths)
     _log.info("linear path fitted, ridge strength %g, tuning loss %.4f", wide.strength, dict(wide.path)[wide.strength])
     resume = folder / "last.ckpt"

@@ -24,6 +24,9 @@ from ican_ml.training.data import Batch, PatientData
 from ican_ml.training.losses import total_loss
 
 _FOLDS = 5
+_NOTHING = (
+    1e9  # a penalty under which only the biases are fitted: after other paths the linear one has to earn its place
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,7 +51,8 @@ def fit_wide(
     train_part, tuning_part = (_WidePart.of(network, data) for data in (train, tuning))
     best: tuple[float, float, dict[str, Tensor]] | None = None
     path: list[tuple[float, float]] = []
-    for strength in strengths:
+    earlier = network.trees is not None or network.kernel is not None
+    for strength in [_NOTHING, *strengths] if earlier else strengths:
         _minimise(network, train_part, strength / train_part.n_episodes)
         with torch.no_grad():
             loss = float(train_part.loss(network) if not tuning_part.n_episodes else tuning_part.loss(network))
@@ -126,8 +130,9 @@ class _WidePart:
 
     def loss(self, network: PatientTransformer) -> Tensor:
         patient_BN, treatment_BRN = self.scores(network)
-        if "trees" in self.batch:
-            treatment_BRN = treatment_BRN + self.batch["trees"][:, : treatment_BRN.shape[1]]
+        for earlier in ("trees", "kernel"):
+            if earlier in self.batch:
+                treatment_BRN = treatment_BRN + self.batch[earlier][:, : treatment_BRN.shape[1]]
         return total_loss(network.tasks, network.outputs(patient_BN[:, None] + treatment_BRN, {}), self.batch)
 
 
