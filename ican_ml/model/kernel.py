@@ -19,6 +19,8 @@ from ican_ml.model.omics import FeatureBag
 Batch = dict[str, Tensor]
 VIEWS = ("distance", "whitened", "product")
 COMPONENTS = 256
+SUMMARY = "summary"
+_LIMIT = 3.0
 _ROUND = 0.01  # of the reach: below it all are equally near, so that the last bit of a distance does not matter
 
 
@@ -35,23 +37,29 @@ class KernelPath(nn.Module):
         n_drugs = len(schema.drugs) + FIRST_KNOWN
         self.bags = nn.ModuleDict({m.name: FeatureBag(m, COMPONENTS, zero=True) for m in schema.modalities})
         self.bags.requires_grad_(False)
-        for m in schema.modalities:
-            self.register_buffer(f"landmark_{m.name}", torch.zeros(landmarks, COMPONENTS))
-            self.register_buffer(f"origin_{m.name}", torch.zeros(COMPONENTS))
-            self.register_buffer(f"evenly_{m.name}", torch.zeros(COMPONENTS))
-            self.register_buffer(f"reach_{m.name}", torch.ones(len(VIEWS)))
+        widths = {m.name: COMPONENTS for m in schema.modalities}
+        if schema.summary_names:
+            widths[SUMMARY] = len(schema.summary_names)
+        for name, width in widths.items():
+            self.register_buffer(f"landmark_{name}", torch.zeros(landmarks, width))
+            self.register_buffer(f"origin_{name}", torch.zeros(width))
+            self.register_buffer(f"evenly_{name}", torch.ones(width))
+            self.register_buffer(f"reach_{name}", torch.ones(len(VIEWS)))
+        self.has_summary = SUMMARY in widths
         n_tasks = len(schema.tasks)
-        self.register_buffer("weight", torch.zeros(n_tasks, len(schema.modalities), len(VIEWS)))
+        self.register_buffer("weight", torch.zeros(n_tasks, len(widths), len(VIEWS)))
         self.register_buffer("answer", torch.zeros(n_tasks, landmarks, n_drugs))
         self.register_buffer("mean", torch.zeros(n_tasks, n_drugs))
 
     def project(self, batch: Batch, scaled: dict[str, Tensor]) -> dict[str, Tensor]:
-        """``[B, C]`` by modality: principal components of the standardised values, zero where it is absent."""
+        """``[B, C]`` by modality: principal components, zero where it is absent; the summary as it is."""
         components = {}
         for name, bag in self.bags.items():
             panel_B = batch[f"{name}_panel"]
             bag_BC = bag(batch[f"{name}_indptr"], batch[f"{name}_indices"], scaled[name], panel_B)
             components[name] = bag_BC - self.get_buffer(f"origin_{name}") * (panel_B > 0)[:, None]
+        if self.has_summary:
+            components[SUMMARY] = batch["summary"].clamp(-_LIMIT, _LIMIT)
         return components
 
     def views(self, name: str, component_BC: Tensor) -> list[Tensor]:
@@ -66,7 +74,7 @@ class KernelPath(nn.Module):
         ]
 
     def forward(self, batch: Batch, scaled: dict[str, Tensor]) -> Tensor:
-        """``[B, R, N]``: the mean over a regimen's drugs."""
+        """``[B, R, N]``: the mean over a regimen's drugs; that of padding where it has none."""
         views = [self.views(name, component_BC) for name, component_BC in self.project(batch, scaled).items()]
         view_MVBS = torch.stack([torch.stack(each) for each in views])
         drug_BRD = batch["treatment_drug"]
@@ -75,8 +83,9 @@ class KernelPath(nn.Module):
         for weight_MV, answer_SI, mean_I in zip(self.weight, self.answer, self.mean, strict=True):
             answer_BI = (view_MVBS * weight_MV[..., None, None]).sum((0, 1)) @ answer_SI + mean_I
             drug_BX = drug_BRD.flatten(1)
-            each_BRD = answer_BI.gather(1, drug_BX).reshape(drug_BRD.shape) * real_BRD
-            scores.append(each_BRD.sum(2) / real_BRD.sum(2).clamp(min=1))
+            each_BRD = answer_BI.gather(1, drug_BX).reshape(drug_BRD.shape)
+            mean_BR = (each_BRD * real_BRD).sum(2) / real_BRD.sum(2).clamp(min=1)
+            scores.append(torch.where(real_BRD.sum(2) > 0, mean_BR, answer_BI[:, :1]))
         return torch.stack(scores, dim=-1)
 
 

@@ -4,7 +4,7 @@ The outcome of patient i under drug d is the drug's mean plus a deviation with c
 Gaussian process; Bonilla, Chai and Williams 2007). K is a weighted sum of views of the omics; L says which drugs' own
 deviations run together in training, and is estimated anew from the deviations that the process fills in where a pair
 was not tested. The weights and the noise are what predicts best in cross-validation that leaves out what the tuning
-patients leave out: whole subjects, or single pairs.
+patients leave out: whole subjects, or single pairs. Other kinds of tasks: :mod:`ican_ml.training.kernel_logistic`.
 
 Shapes: S patients, D drugs (ids), V views.
 """
@@ -24,6 +24,8 @@ from ican_ml.model.kernel import COMPONENTS, VIEWS, KernelPath, distance
 from ican_ml.model.omics import FeatureBag
 from ican_ml.model.patient_transformer import PatientTransformer
 from ican_ml.training.data import PatientData
+from ican_ml.training.kernel_logistic import Episodes, choose
+from ican_ml.training.kernel_logistic import fit as fit_likelihood
 from ican_ml.training.wide import subject_folds
 
 Float = npt.NDArray[np.float64]
@@ -53,7 +55,7 @@ class _Choice:
 def fit_kernel(
     network: PatientTransformer, train: PatientData, tuning: PatientData, *, subject: Int64, seed: int
 ) -> tuple[PatientData, PatientData]:
-    """Fit the path of every regression task in place; episodes of several drugs take no part.
+    """Fit the path of every task in place; in regression, episodes of several drugs take no part.
 
     Parameters
     ----------
@@ -79,6 +81,7 @@ def fit_kernel(
     crossed = np.zeros((*shape, len(network.tasks)), np.float32)
     for n, task in enumerate(network.tasks):
         if task.kind != "regression":
+            crossed[..., n] = _fit_patients(path, n, task, views, rows, (train, tuning), subject[rows], seed)
             continue
         grid = _Grid.of(task, (train, tuning), rows, drug, path.mean.shape[1])
         fold = _folds(grid, subject[rows] if by_subject else None, seed)
@@ -95,6 +98,34 @@ def fit_kernel(
         path.mean[n] = torch.from_numpy(fitted.mean)
     train, tuning = (replace(data, outcomes={**data.outcomes, "kernel": crossed}) for data in (train, tuning))
     return train, tuning
+
+
+def _fit_patients(
+    path: KernelPath,
+    number: int,
+    task: Task,
+    views: Float,
+    rows: Int64,
+    parts: tuple[PatientData, ...],
+    subject: Int64,
+    seed: int,
+) -> npt.NDArray[np.float32]:
+    """Fit a binary or survival task in place; returns [N, R] of each episode from other subjects."""
+    episodes = Episodes.of(task, number, parts, rows)
+    fold = subject_folds(subject, _FOLDS, seed)
+    share = np.tile(_SHARE, (path.weight.shape[1], 1)) / path.weight.shape[1]
+    choice = choose(views, share, episodes, fold)
+    kernel = np.tensordot(choice.weight, views, 1)
+    crossed = np.zeros(parts[0].outcomes[f"{task.name}_weight"].shape[:2], np.float32)
+    for f in range(_FOLDS):
+        inside = fold[episodes.patient] == f
+        weights, _ = fit_likelihood(kernel, episodes.take(~inside), choice.penalty)
+        left_out = episodes.take(inside)
+        crossed[rows[left_out.patient], left_out.slot] = (kernel @ weights)[left_out.patient]
+    weights, _ = fit_likelihood(kernel, episodes, choice.penalty)
+    path.weight[number] = torch.from_numpy(choice.weight.reshape(path.weight.shape[1:]))
+    path.answer[number, : len(rows)] = torch.from_numpy(weights)[:, None]
+    return crossed
 
 
 def _lay_landmarks(network: PatientTransformer, path: KernelPath, data: PatientData) -> Float:
@@ -260,7 +291,7 @@ def _choose(views: Float, grid: _Grid, fold: Int64) -> _Choice:
         return total
 
     modality = np.arange(len(views)) // len(VIEWS)
-    best = _Choice(weight=np.tile(_SHARE, len(views) // len(VIEWS)) / (modality[-1] + 1), noise=1.0)
+    best = _Choice(weight=np.tile(_SHARE, modality[-1] + 1) / (modality[-1] + 1), noise=1.0)
     least = loss(best)
 
     def tried() -> Iterator[_Choice]:

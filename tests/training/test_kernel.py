@@ -13,6 +13,8 @@ from ican_ml.model.patient_transformer import ModelConfig, PatientTransformer
 from ican_ml.training import kernel
 from ican_ml.training.data import PatientData
 from ican_ml.training.kernel import _Choice, _Grid, fit_kernel
+from ican_ml.training.kernel_logistic import Choice, Episodes
+from ican_ml.training.kernel_logistic import fit as fit_likelihood
 
 from .conftest import Parts
 
@@ -23,6 +25,7 @@ CONFIG = ModelConfig(deep=False, landmarks=2000)
 def fixed_choice(monkeypatch: pytest.MonkeyPatch) -> None:
     """Take the choice, which everybody's outcomes move, out of what is looked at."""
     monkeypatch.setattr(kernel, "_choose", lambda views, *_: _Choice(weight=np.ones(len(views)), noise=0.3))
+    monkeypatch.setattr(kernel, "choose", lambda views, *_: Choice(weight=np.ones(len(views)), penalty=3.0))
 
 
 def _grid(seed: int, drugs: int = 6) -> tuple[np.ndarray, _Grid, np.ndarray]:
@@ -63,8 +66,7 @@ def test_the_network_gives_what_was_fitted_and_exports_it(schema: InputSchema, p
         features, _ = network.normalise(batch)
         found = network.kernel(batch, features)
     task = [task.kind for task in network.tasks].index("regression")
-    assert found[..., task].std() > 0
-    assert not found[..., [n for n in range(len(network.tasks)) if n != task]].any()
+    assert (found.flatten(0, 1).std(0) > 0).all()
     assert np.isfinite(train.outcomes["kernel"]).all()
     assert export_bundle(network, schema, tmp_path / "bundle") < 1e-5
     with torch.no_grad():
@@ -83,7 +85,10 @@ def test_the_outcomes_of_a_subject_do_not_reach_its_crossed_scores(
     chosen = subject == subject[parts.train.rows[0]]
     target = parts.train.outcomes["sensitivity_target"].copy()
     target[chosen] += 3
-    changed = replace(parts.train, outcomes={**parts.train.outcomes, "sensitivity_target": target})
+    happened = 1 - parts.train.outcomes["response_target"]
+    happened[~chosen] = parts.train.outcomes["response_target"][~chosen]
+    changes = {"sensitivity_target": target, "response_target": happened}
+    changed = replace(parts.train, outcomes={**parts.train.outcomes, **changes})
     before, after = (_fitted(schema, parts, train)[1].outcomes["kernel"] for train in (parts.train, changed))
     np.testing.assert_array_equal(before[chosen], after[chosen])
     assert not np.array_equal(before, after)
@@ -94,3 +99,28 @@ def _fitted(schema: InputSchema, parts: Parts, train: PatientData) -> tuple[Pati
     subject = np.arange(parts.train.encoded.n_rows) // 2
     crossed, _ = fit_kernel(network, train, parts.tuning, subject=subject, seed=1)
     return network, crossed
+
+
+def test_likelihood_finds_a_bent_boundary_and_keeps_to_earlier_scores() -> None:
+    random = np.random.default_rng(5)
+    place = random.normal(size=(300, 2))
+    logit = 6 * (np.linalg.norm(place, axis=1) < 1) - 3.0
+    happened = random.random(300) < 1 / (1 + np.exp(-logit))
+    near = np.exp(-np.linalg.norm(place[:, None] - place, axis=2))
+    every = np.arange(300)
+    episodes = Episodes(
+        patient=every,
+        slot=np.zeros(300, np.int64),
+        target=happened[:, None].astype(float),
+        weight=np.ones((300, 1)),
+        offset=np.zeros(300),
+    )
+    weights, start = fit_likelihood(near, episodes.take(every < 200), 1.0)
+    assert not weights[200:].any()
+    held = episodes.take(every >= 200)
+    of_mean = np.log(happened[:200].mean() / (1 - happened[:200].mean()))
+    assert held.loss(near @ weights, start)[0] < 0.8 * held.loss(np.zeros(300), np.array([of_mean]))[0]
+
+    known = replace(episodes, offset=logit)
+    after, _ = fit_likelihood(near, known.take(every < 200), 1.0)
+    assert (near @ after).std() < 0.3 * (near @ weights).std()
