@@ -30,6 +30,7 @@ from ican_ml.cohort.simulate import simulate
 from ican_ml.cohort.simulate_truth import read_truth
 from ican_ml.cohort.split import Split, folds, split_episodes, values_in_turn
 from ican_ml.config import Method, RunConfig
+from ican_ml.evaluation.conformal import calibrations
 from ican_ml.fold import (
     Prepared,
     baseline_scores,
@@ -204,7 +205,8 @@ def _fit_fold(config: RunConfig, prepared: Prepared, folder: RunFolder, name: st
     torch.save(result.network.state_dict(), stage.folder / _NETWORK)
     seconds = time.monotonic() - started
     _log.info("%s: fitted in %.0f s", name, seconds)
-    stage.finish({"curve": result.curve, "seconds": seconds})
+    calibration = [found.to_dict() for found in result.calibration.values()]
+    stage.finish({"curve": result.curve, "seconds": seconds, "calibration": calibration})
     return stage
 
 
@@ -228,7 +230,8 @@ def _score_fold(config: RunConfig, prepared: Prepared, folder: RunFolder, name: 
         _log.info("%s: held-out episodes scored", name)
     with np.load(stage.folder / "scores.npz") as stored:
         arrays = dict(stored)
-    return Scores(name=name, rows=rows, arrays=arrays, curve=tuple(fitted.result()["curve"]))
+    curve, calibration = tuple(fitted.result()["curve"]), calibrations(fitted.result()["calibration"])
+    return Scores(name=name, rows=rows, arrays=arrays, curve=curve, calibration=calibration)
 
 
 def _export(config: RunConfig, prepared: Prepared, folder: RunFolder, fitted: Stage) -> float:
@@ -238,7 +241,8 @@ def _export(config: RunConfig, prepared: Prepared, folder: RunFolder, fitted: St
     if stage.is_done and data_hash(bundle) == stage.result()["bundle"]:
         return float(stage.result()["difference"])
     network, schema = load_fitted(fitted.folder, config)
-    difference = export_bundle(network, schema, bundle)
+    calibration = calibrations(fitted.result()["calibration"])
+    difference = export_bundle(network, schema, bundle, calibration=calibration)
     rows = next(iter(prepared.splits.values())).held_out[:256]
     states = assemble(prepared.cohort, prepared.store, prepared.episodes[rows], config.inputs.covariates)
     encoded = encode(schema, states.patients, backend=config.encoding.choice)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 import ican_ml
+from ican_ml.evaluation.conformal import Calibration, SetMetrics, evaluate_sets
 from ican_ml.evaluation.curves import LearningCurve, task_curves
 from ican_ml.evaluation.evaluate import PRIMARY_METRIC, TaskMetrics, evaluate_task, mean_and_sd
 from ican_ml.evaluation.outcome import Outcome
@@ -29,21 +30,29 @@ Float64 = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scores:
-    """One fold: its held-out episodes, ``<task>/<scorer>`` predictions of them, and the losses by epoch."""
+    """One fold: its held-out episodes, ``<task>/<scorer>`` predictions of them, and the losses by epoch.
+
+    ``calibration``: the model's prediction sets, by task that has them.
+    """
 
     name: str
     rows: Int64
     arrays: Mapping[str, Float64]
     curve: Sequence[Mapping[str, float]]
+    calibration: Mapping[str, Calibration] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TaskResults:
-    """Metrics of one task by scorer: pooled over the folds' held-out episodes, and fold by fold."""
+    """Metrics of one task by scorer: pooled over the folds' held-out episodes, and fold by fold.
+
+    ``sets``: of the model's prediction sets, each fold's by its own quantile, where some fold has them.
+    """
 
     name: str
     pooled: dict[str, TaskMetrics]
     folds: dict[str, list[TaskMetrics]]
+    sets: SetMetrics | None = None
 
 
 def evaluate_scores(
@@ -74,11 +83,48 @@ def evaluate_scores(
         folds={
             scorer: [evaluated(fold.rows, fold.arrays[f"{name}/{scorer}"], 0) for fold in scores] for scorer in scorers
         },
+        sets=_evaluated_sets(name, outcome, episodes, scores, replicates=replicates, seed=seed),
     )
 
 
+def _evaluated_sets(
+    name: str, outcome: Outcome, episodes: pl.DataFrame, scores: Sequence[Scores], *, replicates: int, seed: int
+) -> SetMetrics | None:
+    known = [fold for fold in scores if name in fold.calibration]
+    if not known:
+        return None
+    rows = np.concatenate([fold.rows for fold in known])
+    labels = episode_labels(episodes, rows)
+    return evaluate_sets(
+        outcome.value[rows],
+        np.concatenate([fold.calibration[name].members(fold.arrays[f"{name}/{MODEL}"]) for fold in known]),
+        coverage=known[0].calibration[name].coverage,
+        subject_id=labels["subject_id"],
+        indication=labels.get("indication"),
+        replicates=replicates,
+        seed=seed,
+    )
+
+
+def set_sections(results: Sequence[TaskResults]) -> list[Section]:
+    """A table of the prediction sets of each task that has them."""
+    note = (
+        "The answers that the model does not rule out, meant to hold the truth in {:.0%} of all episodes together "
+        "(split conformal, by the tuning subjects). Both or neither: undecided."
+    )
+    return [
+        Section(
+            title=f"Prediction sets: {task.name.replace('_', ' ')}",
+            rows=task.sets.rows(),
+            notes=[note.format(task.sets.coverage)],
+        )
+        for task in results
+        if task.sets is not None
+    ]
+
+
 def results_table(results: Sequence[TaskResults]) -> str:
-    """The table at the end of a run: intervals for one split, mean and standard deviation over folds."""
+    """What a run ends with: intervals for one split, mean and standard deviation over folds; then prediction sets."""
     lines: list[dict[str, Cell]] = []
     for task in results:
         for scorer, metrics in task.pooled.items():
@@ -88,7 +134,7 @@ def results_table(results: Sequence[TaskResults]) -> str:
             else:
                 line |= {metric_label(m): interval for m, interval in metrics.overall.metrics.items()}
             lines.append(line)
-    return summary_table(lines)
+    return "\n\n".join([summary_table(lines), *(section.text() for section in set_sections(results))])
 
 
 def metrics_document(results: Sequence[TaskResults], difference: float) -> dict[str, Any]:
@@ -103,6 +149,7 @@ def metrics_document(results: Sequence[TaskResults], difference: float) -> dict[
                     "pooled": metrics.to_dict(),
                     "folds": [fold.to_dict()["overall"] for fold in task.folds[scorer]],
                     "mean_and_sd": {k: [_finite(x) for x in v] for k, v in mean_and_sd(task.folds[scorer]).items()},
+                    **({"sets": task.sets.to_dict()} if task.sets is not None and scorer == MODEL else {}),
                 }
                 for scorer, metrics in task.pooled.items()
             }
@@ -151,7 +198,7 @@ def write_run_report(
             cohort=cohort,
             tasks=tasks,
             learning=learning,
-            sections=sections,
+            sections=[*set_sections(results), *sections],
             notes=notes,
         ),
     )

@@ -27,7 +27,7 @@ from ican_ml.evaluation.table import Cell, summary_table
 from ican_ml.inputs.answer import Float64
 from ican_ml.inputs.encode import Int64
 from ican_ml.inputs.schema import Task
-from ican_ml.results import MODEL, Scores, TaskResults, evaluate_scores, results_table
+from ican_ml.results import MODEL, Scores, TaskResults, evaluate_scores, results_table, set_sections
 from ican_ml.serving.cohort import CohortPredictions, horizon, predict_cohort, text_column
 from ican_ml.training.outcomes import read_outcomes
 
@@ -81,7 +81,9 @@ def evaluate_predictions(found: CohortPredictions, *, replicates: int, seed: int
         outcome, rows = outcomes[task.name], np.arange(len(episodes))
         values = found.prediction[task.name]
         score = -values if task.kind == "survival" else values
-        scores = Scores(name="cohort", rows=rows, arrays={f"{task.name}/{MODEL}": score}, curve=())
+        scores = Scores(
+            name="cohort", rows=rows, arrays={f"{task.name}/{MODEL}": score}, curve=(), calibration=found.calibration
+        )
         result = evaluate_scores(task.name, outcome, episodes, [scores], replicates=replicates, seed=seed)
         results.append(result)
         by = {
@@ -94,7 +96,8 @@ def evaluate_predictions(found: CohortPredictions, *, replicates: int, seed: int
         }
         by_task[task.name] = by
         documents[task.name] = _document(result.pooled[MODEL], by) | {
-            "calibration": _calibration(task, found, outcome, episodes, replicates, seed)
+            "calibration": _calibration(task, found, outcome, episodes, replicates, seed),
+            **({"sets": result.sets.to_dict()} if result.sets is not None else {}),
         }
         curves = task_curves(outcome, {MODEL: score}, indication=_labels(episodes, "indication"))
         reports.append(TaskReport(name=task.name, results=result.pooled, curves=curves))
@@ -120,6 +123,7 @@ def evaluate_predictions(found: CohortPredictions, *, replicates: int, seed: int
         description="A bundle on a cohort that it need not have been trained on. Research software.",
         cohort={"Subjects": found.shift["subjects"], "Episodes": len(episodes)},
         tasks=reports,
+        sections=set_sections(results),
         notes=[f"{what}: {value}" for what, value in rows_of_shift],
     )
     return Evaluation(document=document, table=table, report=report)

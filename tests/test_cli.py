@@ -8,10 +8,12 @@ import polars as pl
 import pytest
 
 import ican_ml
+from ican_ml.bundle.read import CALIBRATION, CALIBRATION_FORMAT, MANIFEST, digest, sealed
 from ican_ml.cli import main
 from ican_ml.cohort.cohort import Cohort, read_cohort
 from ican_ml.commands import audit
 from ican_ml.config import Kind, Method, OutcomeConfig, SplitConfig
+from ican_ml.evaluation.conformal import Calibration
 from ican_ml.inputs.assemble import CohortStates, as_dictionary
 from ican_ml.records.store import RecordStore
 from tests.cohort.invented_fhir import bundle, of_patient, resources
@@ -48,6 +50,30 @@ def test_predict_ranks_in_a_table(sim_bundle: Path, patient: Path, capsys: pytes
     assert sorted(row.split()[1] for row in rows[:2]) == ["MEK-101+RAF-101", "new"]
     assert sum("not seen in training" in row for row in rows) >= 1
     assert any(row.startswith("codes of the record: ") for row in rows)
+
+
+def test_predict_says_what_it_cannot_rule_out(
+    sim_bundle: Path, patient: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = Calibration(
+        task="response", slope=1.0, intercept=0.0, coverage=0.9, quantile=0.9999, n_episodes=200, n_subjects=150
+    )
+    copy = Path(shutil.copytree(sim_bundle, tmp_path / "bundle"))
+    content = json.dumps({"format": CALIBRATION_FORMAT, "tasks": [found.to_dict()]}).encode()
+    (copy / CALIBRATION).write_bytes(content)
+    manifest = json.loads((copy / MANIFEST).read_text())
+    manifest.pop("sealed")
+    manifest["sha256"][CALIBRATION] = digest(content)
+    (copy / MANIFEST).write_bytes(sealed(manifest))
+    ask = ["predict", str(copy), str(patient), "--treatment", "RAF-101", "--treatment", "new"]
+    main(ask)
+    head, *rows = capsys.readouterr().out.splitlines()
+    assert head.endswith("  response at 90%")
+    assert all("  undecided" in row for row in rows[:2])
+    main([*ask, "--json"])
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["coverage"] == {"response": 0.9}
+    assert [ranked["sets"] for ranked in answer["ranked"]] == [{"response": ["responds", "does not respond"]}] * 2
 
 
 def test_predict_gives_json(sim_bundle: Path, patient: Path, capsys: pytest.CaptureFixture[str]) -> None:

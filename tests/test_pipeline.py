@@ -30,6 +30,8 @@ from ican_ml.config import (
 )
 from ican_ml.inputs.fit import InputConfig
 from ican_ml.model.patient_transformer import ModelConfig
+from ican_ml.run_folder import RESULT
+from ican_ml.training import calibration
 from ican_ml.training.config import LoggerConfig, TrainerConfig, TrainingConfig
 
 FIRST_ID, STEP = 70_310_452_900_000, 7_919
@@ -182,9 +184,9 @@ def test_a_bundle_is_exported_again_only_where_it_is_not_the_one_that_was(
 ) -> None:
     exported: list[Path] = []
 
-    def export(network: Any, schema: Any, folder: Path) -> float:
+    def export(network: Any, schema: Any, folder: Path, **settings: Any) -> float:
         exported.append(folder)
-        return export_bundle(network, schema, folder)
+        return export_bundle(network, schema, folder, **settings)
 
     monkeypatch.setattr(pipeline, "export_bundle", export)
     monkeypatch.setattr(pipeline, "_ask_one_patient", lambda *_: None)
@@ -197,14 +199,27 @@ def test_a_bundle_is_exported_again_only_where_it_is_not_the_one_that_was(
     assert exported == [bundle] * 2
 
 
-def test_two_tasks_on_every_fold(cohort: Path, tmp_path: Path, quick: None) -> None:
+@pytest.fixture
+def calibrated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calibrate on the few tuning episodes that there are."""
+    monkeypatch.setattr(calibration, "MIN_EPISODES", 3)
+
+
+def test_two_tasks_on_every_fold(cohort: Path, tmp_path: Path, quick: None, calibrated: None) -> None:
     tasks = TaskConfig(outcomes=[OutcomeConfig(name="response"), OutcomeConfig(name="os", kind=Kind.survival)])
     folder = pipeline.run(configured(cohort, tmp_path, task=tasks, split=SplitConfig(method=Method.folds)))
     found = metrics_of(folder)["tasks"]
     assert found.keys() == {"response", "os"}
     assert all(len(task["model"]["folds"]) == 2 for task in found.values())
     rows = [np.load(folder / "private" / f"fold-{n}" / "scores" / "scores.npz")["os/model"] for n in (0, 1)]
-    assert sum(map(len, rows)) == len(pl.read_parquet(cohort / "episodes.parquet"))
+    episodes = pl.read_parquet(cohort / "episodes.parquet")
+    assert sum(map(len, rows)) == len(episodes)
+    sets = found["response"]["model"]["sets"]
+    assert sets["overall"]["rows"] == episodes["response"].count()
+    assert sets["overall"]["metrics"]["coverage"]["estimate"] > 0.8
+    assert sets["by_indication"]
+    assert "sets" not in found["os"]["model"]
+    assert all("Prediction sets: response" in (folder / name).read_text() for name in ("report.html", "log.txt"))
     assert all(np.isfinite(values).all() for values in rows)
 
 
@@ -240,7 +255,9 @@ def scores_of(config: RunConfig) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("per_episode", [0, 2])
-def test_held_out_outcomes_change_no_prediction(cohort: Path, tmp_path: Path, quick: None, per_episode: int) -> None:
+def test_held_out_outcomes_change_no_prediction(
+    cohort: Path, tmp_path: Path, quick: None, calibrated: None, per_episode: int
+) -> None:
     tasks = TaskConfig(outcomes=[OutcomeConfig(name="response"), OutcomeConfig(name="os", kind=Kind.survival)])
     other = tmp_path / "other"
     shutil.copytree(cohort, other)
@@ -257,6 +274,10 @@ def test_held_out_outcomes_change_no_prediction(cohort: Path, tmp_path: Path, qu
     for name in ("response/model", "os/model"):
         np.testing.assert_array_equal(first[name], second[name])
         assert len(np.unique(first[name])) > 10
+    fits = [tmp_path / name / "tiny" / "private" / "split" / "fit" / RESULT for name in ("a", "b")]
+    found = [json.loads(path.read_text())["calibration"] for path in fits]
+    assert found[0] == found[1]
+    assert [entry["task"] for entry in found[0]] == ["response"]
 
 
 def test_several_regimens_of_one_state_each_have_their_value(cohort: Path, tmp_path: Path, quick: None) -> None:

@@ -11,6 +11,7 @@ import json
 import logging
 import shutil
 import warnings
+from collections.abc import Mapping
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,21 @@ from torch import Tensor, nn
 
 import ican_ml
 from ican_ml.bundle.golden import invented_patients
-from ican_ml.bundle.read import FORMAT, GOLDEN, MANIFEST, MODEL, SCHEMA, Arrays, BundleError, digest, sealed
+from ican_ml.bundle.read import (
+    CALIBRATION,
+    CALIBRATION_FORMAT,
+    FORMAT,
+    GOLDEN,
+    MANIFEST,
+    MODEL,
+    SCHEMA,
+    Arrays,
+    BundleError,
+    digest,
+    sealed,
+)
 from ican_ml.encoding.csr_bag import csr_bag_onnx_translation
+from ican_ml.evaluation.conformal import Calibration
 from ican_ml.inputs.encode import collate, encode
 from ican_ml.inputs.schema import InputSchema
 from ican_ml.model.patient_transformer import PatientTransformer
@@ -45,8 +59,19 @@ class _Positional(nn.Module):
         return tuple(self.network(dict(zip(self.names, inputs, strict=True))).values())
 
 
-def export_bundle(network: PatientTransformer, schema: InputSchema, folder: Path) -> float:
+def export_bundle(
+    network: PatientTransformer,
+    schema: InputSchema,
+    folder: Path,
+    *,
+    calibration: Mapping[str, Calibration] | None = None,
+) -> float:
     """Write a bundle; an existing one is replaced only when the new one is complete.
+
+    Parameters
+    ----------
+    calibration
+        By binary task, as a fit left it: prediction sets for the predictor. The network itself is calibrated.
 
     Returns
     -------
@@ -78,6 +103,9 @@ def export_bundle(network: PatientTransformer, schema: InputSchema, folder: Path
         "outputs": [_describe(value) for value in graph.output],
     }
     files = {MODEL: model, GOLDEN: golden.getvalue(), SCHEMA: json.dumps(document).encode()}
+    if calibration:
+        told = {"format": CALIBRATION_FORMAT, "tasks": [entry.to_dict() for entry in calibration.values()]}
+        files[CALIBRATION] = json.dumps(told, indent=1).encode()
     manifest = {
         "format": FORMAT,
         "ican_ml": ican_ml.__version__,

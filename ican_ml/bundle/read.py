@@ -3,6 +3,7 @@
     model.onnx      the network, opset 20, one file
     schema.json     the input schema, and name, dtype and shape of every input and output of the network
     golden.npz      inputs and expected outputs of a few invented patients
+    calibration.json  slope, intercept and prediction sets of binary tasks, where tuning subjects sufficed
     manifest.json   format, versions, tolerance, sha256 of every other file, and of its own contents
 
 Nothing else may lie in the folder.
@@ -21,10 +22,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ican_ml.evaluation.conformal import Calibration, calibrations
 from ican_ml.inputs.schema import InputSchema
 
 FORMAT = "ican-bundle/1"
 MODEL, SCHEMA, GOLDEN, MANIFEST = "model.onnx", "schema.json", "golden.npz", "manifest.json"
+CALIBRATION, CALIBRATION_FORMAT = "calibration.json", "ican-calibration/1"
 _SEAL = "sealed"
 Arrays = dict[str, npt.NDArray[np.generic]]
 
@@ -47,6 +50,8 @@ class Bundle:
         The network's own: one ``{"name", "dtype", "shape"}`` each.
     golden_inputs, golden_outputs
         What the network must answer, within ``tolerance``.
+    calibration
+        By binary task, where it has one. The network's answers are calibrated already.
     """
 
     model: bytes
@@ -57,6 +62,7 @@ class Bundle:
     golden_outputs: Arrays
     tolerance: float
     manifest: Mapping[str, Any]
+    calibration: Mapping[str, Calibration]
 
 
 def open_bundle(path: str | Path) -> Bundle:
@@ -96,7 +102,20 @@ def open_bundle(path: str | Path) -> Bundle:
         golden_outputs={k.removeprefix("out/"): v for k, v in arrays.items() if k.startswith("out/")},
         tolerance=float(manifest["tolerance"]),
         manifest=manifest,
+        calibration=_calibration(files.get(CALIBRATION)),
     )
+
+
+def _calibration(content: bytes | None) -> dict[str, Calibration]:
+    if content is None:
+        return {}
+    document = json.loads(content)
+    if document["format"] != CALIBRATION_FORMAT:
+        raise BundleError(
+            f"bundle: expected {CALIBRATION} of format {CALIBRATION_FORMAT!r}, got {document['format']!r}; "
+            "export it again with this version"
+        )
+    return calibrations(document["tasks"])
 
 
 def _read_checked(folder: Path, digests: Mapping[str, str]) -> dict[str, bytes]:

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from ican_ml.commands import Commands
     from ican_ml.serving.predictor import Answer
 
+_SET = 16
+
 
 def add(commands: Commands) -> None:
     """Declare the command."""
@@ -122,11 +124,14 @@ def _as_table(answer: Answer) -> str:
     tasks = list(answer.ranked[0].prediction)
     names = ["+".join(ranked.regimen) or "(none)" for ranked in answer.ranked]
     width = max(len("treatment"), *(len(name) for name in names))
-    lines = ["rank  " + "treatment".ljust(width) + "".join(f"  {task:>12}" for task in tasks)]
+    sets = [f"{task} at {coverage:.0%}".ljust(_SET) for task, coverage in answer.coverage.items()]
+    head = [*(f"{task:>12}" for task in tasks), *sets]
+    lines = [("rank  " + "treatment".ljust(width) + "".join(f"  {name}" for name in head)).rstrip()]
     for i, (name, ranked) in enumerate(zip(names, answer.ranked, strict=True), start=1):
         values = "".join(f"  {ranked.prediction[task]:12.3f}" for task in tasks)
+        values += "".join(f"  {_set_text(ranked.sets[task]).ljust(_SET)}" for task in answer.coverage)
         unknown = f"  not seen in training: {', '.join(ranked.unknown_drugs)}" if ranked.unknown_drugs else ""
-        lines.append(f"{i:>4}  {name.ljust(width)}{values}{unknown}")
+        lines.append(f"{i:>4}  {name.ljust(width)}{values}{unknown}".rstrip())
     notes = answer.notes
     if sum(notes.unknown_features.values()):
         lines.append(f"features that the model does not know, not used: {notes.unknown_features}")
@@ -140,14 +145,24 @@ def _as_table(answer: Answer) -> str:
     return "\n".join(lines)
 
 
+def _set_text(answers: tuple[str, ...]) -> str:
+    return answers[0] if len(answers) == 1 else "undecided"
+
+
 def _as_json(answer: Answer) -> str:
     return json.dumps(
         {
             "task": answer.task,
             "ranked": [
-                {"treatment": list(r.regimen), "prediction": r.prediction, "unknown_drugs": list(r.unknown_drugs)}
+                {
+                    "treatment": list(r.regimen),
+                    "prediction": r.prediction,
+                    "sets": {task: list(answers) for task, answers in r.sets.items()},
+                    "unknown_drugs": list(r.unknown_drugs),
+                }
                 for r in answer.ranked
             ],
+            "coverage": answer.coverage,
             "unknown_features": answer.notes.unknown_features,
             "unknown_covariates": list(answer.notes.unknown_covariates),
             "events_after_prediction": answer.notes.events_after_prediction,

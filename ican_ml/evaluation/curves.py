@@ -21,6 +21,7 @@ RISK_GROUPS = ("low risk", "medium risk", "high risk")
 
 _POINTS = 200
 _MIN_AT_RISK = 10
+_MIN_ANSWERED = 20
 _DENSITY_CELLS = 40
 
 
@@ -49,6 +50,7 @@ class TaskCurves:
     calibration: Sequence[Curve] = ()
     survival: Sequence[Curve] = ()
     density: Density | None = None
+    selective: Sequence[Curve] = ()
 
 
 def task_curves(
@@ -78,6 +80,7 @@ def task_curves(
         return TaskCurves(
             roc=[roc_curve(known.value, score, name) for name, score in models.items()],
             calibration=[calibration_curve(known.value, score, name) for name, score in models.items()],
+            selective=[selective_curve(known.value, score, name) for name, score in models.items()],
         )
     if outcome.kind == "survival":
         return TaskCurves(survival=risk_group_curves(known, first, None if indication is None else indication[keep]))
@@ -104,6 +107,20 @@ def calibration_curve(outcome: FloatArray, probability: FloatArray, label: str =
         x=np.bincount(membership, weights=probability) / size,
         y=np.bincount(membership, weights=outcome) / size,
     )
+
+
+def selective_curve(outcome: FloatArray, probability: FloatArray, label: str = "") -> Curve:
+    """Share of wrong answers among the most certain x of all, by distance from one half (El-Yaniv and Wiener 2010).
+
+    Equally certain answers stand or fall together; the first point has at least 5% of the rows and 20 of them.
+    """
+    certainty = np.abs(probability - 0.5)
+    order = np.argsort(-certainty, kind="stable")
+    wrong = np.cumsum((outcome == 1)[order] != (probability >= 0.5)[order])
+    last = np.flatnonzero(np.append(np.diff(certainty[order]) != 0, True))
+    last = last[last + 1 >= max(_MIN_ANSWERED, len(order) / 20)]
+    chosen = last[np.unique(np.linspace(0, len(last) - 1, min(len(last), _POINTS)).round().astype(np.int64))]
+    return Curve(label=label, x=(chosen + 1) / len(order), y=wrong[chosen] / (chosen + 1))
 
 
 def risk_group_curves(outcome: Outcome, risk: FloatArray, indication: NDArray[np.str_] | None = None) -> list[Curve]:

@@ -243,6 +243,16 @@ def _task_charts(curves: TaskCurves) -> list[Chart]:
             y_range=unit,
         )
         charts.append(_draw(chart, curves.calibration, dots=True))
+    if curves.selective:
+        top = max([0.1, *(float(curve.y.max(initial=0.0)) for curve in curves.selective)])
+        chart = Chart(
+            title="Error among the most certain answers",
+            x_label="Share answered, most certain first",
+            y_label="Wrong answers",
+            x_range=unit,
+            y_range=(0.0, 1.1 * top),
+        )
+        charts.append(_draw(chart, curves.selective, dots=False, diagonal=False))
     if curves.survival:
         years = max(float(curve.x.max(initial=0.0)) for curve in curves.survival) / 365.25
         chart = Chart(
@@ -267,8 +277,9 @@ def _task_charts(curves: TaskCurves) -> list[Chart]:
     return charts
 
 
-def _draw(chart: Chart, curves: Sequence[Curve], *, dots: bool) -> Chart:
-    chart.diagonal()
+def _draw(chart: Chart, curves: Sequence[Curve], *, dots: bool, diagonal: bool = True) -> Chart:
+    if diagonal:
+        chart.diagonal()
     for number, curve in enumerate(curves):
         color = PALETTE[number % len(PALETTE)]
         chart.line(curve.x, curve.y, color=color, label=curve.label, dots=dots, dashed=curve.label == "oracle")

@@ -89,18 +89,34 @@ class PatientTransformer(nn.Module):
         self.kernel = KernelPath(schema, config.landmarks) if config.landmarks else None
         self.bias = nn.ParameterDict({t.name: nn.Parameter(torch.zeros(head_width(t))) for t in schema.tasks})
         self.members = nn.ModuleList(DeepPath(config, schema) for _ in range(config.members if config.deep else 0))
+        for task in schema.tasks:
+            if task.kind == "binary":
+                self.register_buffer(f"calibration_{task.name}", torch.tensor([1.0, 0.0]))
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Binary ``[B, R]`` logits, survival ``[B, R, bins]`` hazard logits, regression ``[B, R, 2]``.
 
-        The mean of the members.
+        The mean of the members, calibrated.
         """
         wide_BRN, deep = self._paths(batch)
         mean = {task.name: torch.stack([each[task.name] for each in deep]).mean(0) for task in self.tasks if deep}
-        return self.outputs(wide_BRN, mean)
+        return self.calibrated(self.outputs(wide_BRN, mean))
+
+    def calibrated(self, outputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Slope x logit + intercept of the binary tasks: the identity until :meth:`set_calibration`."""
+        found = dict(outputs)
+        for task in self.tasks:
+            if task.kind == "binary":
+                line = self.get_buffer(f"calibration_{task.name}")
+                found[task.name] = line[0] * outputs[task.name] + line[1]
+        return found
+
+    def set_calibration(self, task: str, slope: float, intercept: float) -> None:
+        """Calibrate a binary task: see :mod:`ican_ml.training.calibration`."""
+        self.get_buffer(f"calibration_{task}").copy_(torch.tensor([slope, intercept]))
 
     def member_outputs(self, batch: Batch) -> list[dict[str, Tensor]]:
-        """The outputs of each member alone: what it is trained on.
+        """The outputs of each member alone, not calibrated: what it is trained on.
 
         The batch may bring the linear scores (see :func:`ican_ml.training.wide.cross_fit`).
         """

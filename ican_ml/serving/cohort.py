@@ -10,7 +10,7 @@ Episodes are predicted some subjects at a time, so memory does not grow with the
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ import numpy as np
 import polars as pl
 
 from ican_ml.cohort.cohort import Cohort, read_cohort
+from ican_ml.evaluation.conformal import Calibration
 from ican_ml.evaluation.evaluate import MIN_SUBJECTS
 from ican_ml.evaluation.shift import ColumnShift, RecordShift, standardised, unseen_names
 from ican_ml.inputs.answer import Float64, summarise
@@ -55,6 +56,8 @@ class CohortPredictions:
     shift
         Plain and without a subject: ``records`` (None where not used), ``modalities``, ``summary`` (numeric columns),
         ``covariates``, ``drugs``, and the numbers of ``episodes`` and ``subjects``.
+    calibration
+        Of the model, by task with prediction sets.
     """
 
     cohort: Cohort
@@ -63,6 +66,7 @@ class CohortPredictions:
     event_free: dict[str, Float64]
     notes: dict[str, list[Any]]
     shift: dict[str, Any]
+    calibration: Mapping[str, Calibration]
 
 
 def horizon(task: Task) -> float:
@@ -117,6 +121,7 @@ def predict_cohort(bundle: str | Path, path: str | Path, *, family: str | None =
         prediction=prediction,
         event_free=event_free,
         notes=tally.notes,
+        calibration=predictor.calibration,
         shift={
             "episodes": n,
             "subjects": cohort.episodes["subject_id"].n_unique(),

@@ -10,7 +10,7 @@ answer. What a patient looks like: :mod:`ican_ml.inputs.patient`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,20 +37,28 @@ class Ranked:
         the expected value (regression).
     unknown_drugs
         Drugs that training did not see: predicted from their targets alone, or, without any, as an unknown drug.
+    sets
+        By calibrated binary task: the answers that are not ruled out at the task's coverage. One, or both or neither
+        where it is undecided (:mod:`ican_ml.evaluation.conformal`).
     """
 
     regimen: Regimen
     prediction: dict[str, float]
     unknown_drugs: tuple[str, ...]
+    sets: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Answer:
-    """Regimens from most to least promising for the first task, and what was left aside of the patient."""
+    """Regimens from most to least promising for the first task, and what was left aside of the patient.
+
+    ``coverage``: by task with prediction sets, how often these hold the truth.
+    """
 
     task: str
     ranked: tuple[Ranked, ...]
     notes: PatientNotes
+    coverage: dict[str, float] = field(default_factory=dict)
 
 
 class Predictor:
@@ -72,6 +80,7 @@ class Predictor:
     def __init__(self, bundle: str | Path, *, threads: int = 1) -> None:
         self._bundle = open_bundle(bundle)
         self.schema = self._bundle.schema
+        self.calibration = self._bundle.calibration
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
@@ -112,10 +121,12 @@ class Predictor:
                 unknown_drugs=tuple(
                     d for d in regimens[i] if d not in self.schema.drug_id and not d.startswith(INHIBITOR)
                 ),
+                sets={name: c.answer_set(predictions[name][i]) for name, c in self.calibration.items()},
             )
             for i in order
         )
-        return Answer(task=headline.name, ranked=ranked, notes=notes)
+        coverage = {name: calibration.coverage for name, calibration in self.calibration.items()}
+        return Answer(task=headline.name, ranked=ranked, notes=notes, coverage=coverage)
 
     def inputs(self, patient: Mapping[str, Any], regimens: Sequence[Regimen]) -> tuple[Arrays, PatientNotes]:
         """The network's input arrays for one patient (see :mod:`ican_ml.inputs.encode`)."""

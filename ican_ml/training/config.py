@@ -23,6 +23,8 @@ class TrainingConfig:
         Ridge strengths tried for the linear path, strongest first.
     tree_rate, tree_patience
         Learning rate of the trees; they stop when so many have not lowered the tuning loss.
+    coverage
+        Share of episodes whose prediction set is to hold the truth (binary tasks).
     """
 
     epochs: int = 20
@@ -37,6 +39,7 @@ class TrainingConfig:
     wide_strengths: list[float] = field(default_factory=lambda: [1000.0, 300.0, 100.0, 30.0, 10.0])
     tree_rate: float = 0.04
     tree_patience: int = 50
+    coverage: float = 0.9
 
     def __post_init__(self) -> None:
         for name in (
@@ -55,6 +58,8 @@ class TrainingConfig:
                 raise ValueError(f"training.{name}: expected a number of at least 0, got {getattr(self, name)}")
         if not 0 <= self.warmup < 1:
             raise ValueError(f"training.warmup: expected a share in [0, 1), got {self.warmup}")
+        if not 0 < self.coverage < 1:
+            raise ValueError(f"training.coverage: expected a share between 0 and 1, got {self.coverage}")
         if not self.wide_strengths or min(self.wide_strengths) <= 0:
             raise ValueError(f"training.wide_strengths: expected positive numbers, got {self.wide_strengths}")
         self.wide_strengths = sorted(self.wide_strengths, reverse=True)

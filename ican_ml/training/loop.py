@@ -1,4 +1,6 @@
-"""One fit: the linear path, then the network under Lightning, resumable; the best epoch by tuning loss is returned."""
+"""One fit: the linear path, then the network under Lightning, resumable; the best epoch by tuning loss is returned,
+calibrated on the tuning patients.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,7 @@ import logging
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +18,11 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, EMAWeightAveraging, ModelCheckpoint, TQDMProgressBar
 
+from ican_ml.evaluation.conformal import Calibration
 from ican_ml.inputs.encode import EncodedPatients, Float32, Int64
 from ican_ml.inputs.schema import InputSchema
 from ican_ml.model.patient_transformer import ModelConfig, PatientTransformer
+from ican_ml.training.calibration import calibrate
 from ican_ml.training.config import TrainerConfig, TrainingConfig
 from ican_ml.training.data import Batch, PatientData, PatientLoader
 from ican_ml.training.kernel import fit_kernel
@@ -31,10 +35,11 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FitResult:
-    """The fitted network, and its losses by epoch: ``{"epoch", "train_loss", "tuning_loss"}`` each."""
+    """The fitted network, its losses by epoch (``{"epoch", "train_loss", "tuning_loss"}`` each), its calibration."""
 
     network: PatientTransformer
     curve: tuple[dict[str, float], ...]
+    calibration: Mapping[str, Calibration]
 
 
 class _Progress(Callback):
@@ -112,7 +117,7 @@ def fit(
     curve_file: Path | None = None,
     loggers: Sequence[lightning.pytorch.loggers.Logger] = (),
 ) -> FitResult:
-    """Fit on ``train``, stop by ``tuning``; the state to resume from lives in ``folder``.
+    """Fit on ``train``, stop by ``tuning`` and calibrate on it; the state to resume from lives in ``folder``.
 
     ``subject`` [N] says whose state each patient is. A ``last.ckpt`` in ``folder`` is gone on from: the
     caller removes it when configuration or data have changed. ``curve_file`` gets the losses by epoch as CSV.
@@ -132,7 +137,8 @@ def fit(
     _log.info("linear path fitted, ridge strength %g, tuning loss %.4f", wide.strength, dict(wide.path)[wide.strength])
     resume = folder / "last.ckpt"
     if not model.deep:
-        return FitResult(network=network.eval(), curve=())
+        calibration = calibrate(network, tuning, subject, coverage=training.coverage)
+        return FitResult(network=network.eval(), curve=(), calibration=calibration)
     train = cross_fit(network, train, subject, strength=wide.strength, seed=seed)
     network.train()
     loader = PatientLoader(train, batch_size=training.batch_size, seed=seed)
@@ -195,7 +201,8 @@ def fit(
         )
     best = torch.load(folder / "best.ckpt", weights_only=True)["state_dict"]
     network.load_state_dict({name.removeprefix("network."): value for name, value in best.items()})
-    return FitResult(network=network.eval(), curve=tuple(progress.rows))
+    calibration = calibrate(network, tuning, subject, coverage=training.coverage)
+    return FitResult(network=network.eval(), curve=tuple(progress.rows), calibration=calibration)
 
 
 def predict(

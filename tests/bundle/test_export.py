@@ -1,5 +1,6 @@
 """The exported graph: what it may hold, and that it answers as torch does, whatever the sizes."""
 
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,8 @@ import torch
 from ican_ml.bundle import export
 from ican_ml.bundle.export import export_bundle, parity
 from ican_ml.bundle.golden import invented_patients
-from ican_ml.bundle.read import MODEL, BundleError, open_bundle
+from ican_ml.bundle.read import CALIBRATION, MODEL, BundleError, open_bundle
+from ican_ml.evaluation.conformal import Calibration
 from ican_ml.inputs.assemble import CohortStates
 from ican_ml.inputs.encode import PatientStates, collate, encode
 from ican_ml.inputs.schema import InputSchema
@@ -110,6 +112,42 @@ def test_a_schema_without_a_part_exports_and_predicts(sim_schema: InputSchema, t
     omics = {"expression": dict.fromkeys(sim_schema.modalities[1].features[:9], 3.0)} if schema.modalities else {}
     answer = predictor.predict({"events": events, "omics": omics}, [("a",), ("b", "c", "d")])
     assert len(answer.ranked) == 2
+
+
+def test_calibration_is_exported(sim_schema: InputSchema, sim_states: CohortStates, tmp_path: Path) -> None:
+    schema = replace(sim_schema, modalities=sim_schema.modalities[:1], tasks=sim_schema.tasks[:2])
+    torch.manual_seed(1)
+    network = PatientTransformer(TINY, schema).eval()
+    with torch.no_grad():
+        network.wide.summary.weight.normal_(std=0.3)
+    export_bundle(network, schema, tmp_path / "plain")
+    network.set_calibration("response", 0.5, -0.25)
+    found = Calibration(
+        task="response", slope=0.5, intercept=-0.25, coverage=0.9, quantile=0.75, n_episodes=200, n_subjects=150
+    )
+    assert export_bundle(network, schema, tmp_path / "calibrated", calibration={"response": found}) < 1e-5
+
+    plain, calibrated = (Predictor(tmp_path / name) for name in ("plain", "calibrated"))
+    inputs = collate(encode(schema, sim_states.patients), np.arange(9))
+    assert parity((tmp_path / "calibrated" / MODEL).read_bytes(), network, [inputs]) < 1e-5
+    before, after = plain.run(inputs), calibrated.run(inputs)
+    np.testing.assert_allclose(after["response"], 0.5 * before["response"] - 0.25, atol=1e-6)
+    np.testing.assert_array_equal(after["os"], before["os"])
+
+    assert plain.calibration == {}, "a bundle without the file is read as before"
+    assert calibrated.calibration == {"response": found}
+    told = json.loads((tmp_path / "calibrated" / CALIBRATION).read_text())
+    assert told == {"format": "ican-calibration/1", "tasks": [found.to_dict()]}
+    drugs = [(drug,) for drug in schema.drugs]
+    answer = calibrated.predict({}, drugs)
+    assert answer.coverage == {"response": 0.9}
+    assert all(ranked.sets == {"response": found.answer_set(ranked.prediction["response"])} for ranked in answer.ranked)
+    assert all(ranked.sets == {} for ranked in plain.predict({}, drugs).ranked)
+
+    content = (tmp_path / "calibrated" / CALIBRATION).read_bytes().replace(b"0.75", b"0.95")
+    (tmp_path / "calibrated" / CALIBRATION).write_bytes(content)
+    with pytest.raises(BundleError, match=r"calibration\.json is not the file that was exported"):
+        open_bundle(tmp_path / "calibrated")
 
 
 def test_a_network_that_onnx_does_not_reproduce_is_not_written(

@@ -9,7 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ican_ml.evaluation.curves import LearningCurve, TaskCurves, risk_group_curves, roc_curve, task_curves
+from ican_ml.evaluation.curves import (
+    LearningCurve,
+    TaskCurves,
+    risk_group_curves,
+    roc_curve,
+    selective_curve,
+    task_curves,
+)
 from ican_ml.evaluation.evaluate import evaluate_task
 from ican_ml.evaluation.metrics import auroc
 from ican_ml.evaluation.outcome import Outcome
@@ -88,7 +95,14 @@ def test_report_shows_every_section(page: str) -> None:
         "per indication",
     ):
         assert text in page
-    for chart in ("ROC", "Calibration", "Survival by predicted risk", "Predicted against observed", "Loss by epoch"):
+    for chart in (
+        "ROC",
+        "Calibration",
+        "Error among the most certain answers",
+        "Survival by predicted risk",
+        "Predicted against observed",
+        "Loss by epoch",
+    ):
         assert f'aria-label="{chart}' in page
     assert "Simulated data &amp; nothing else." in page
     for text in ("<h2>Audit</h2>", "ridge &amp; co", "0.250", "Nothing &lt;found&gt;."):
@@ -131,6 +145,21 @@ def test_roc_curve_has_the_area_of_auroc_and_few_points() -> None:
     curve = roc_curve(y, score)
     assert len(curve.x) <= 200
     assert np.trapezoid(curve.y, curve.x) == pytest.approx(auroc(y, score), abs=2e-3)
+
+
+def test_the_most_certain_answers_are_seldom_wrong() -> None:
+    rng = np.random.default_rng(0)
+    p = rng.random(2000)
+    y = (rng.random(2000) < p).astype(float)
+    curve = selective_curve(y, p)
+    assert 20 < len(curve.x) <= 200
+    assert 0.05 <= curve.x[0] < 0.06
+    assert curve.x[-1] == 1
+    assert curve.y[-1] == pytest.approx(((p >= 0.5) != (y == 1)).mean())
+    assert curve.y[0] < 0.1 < 0.2 < curve.y[-1]
+    tied = selective_curve(y, np.full(2000, 0.7))
+    assert (len(tied.x), tied.y[0]) == (1, pytest.approx((y == 0).mean()))
+    assert not len(selective_curve(y[:10], p[:10]).x), "too few to be told of"
 
 
 def test_risk_groups_are_thirds_of_each_indication() -> None:
