@@ -28,7 +28,7 @@ from ican_ml.training.data import Batch, PatientData, PatientLoader
 from ican_ml.training.kernel import fit_kernel
 from ican_ml.training.module import PatientModule
 from ican_ml.training.trees import fit_trees
-from ican_ml.training.wide import cross_fit, fit_wide
+from ican_ml.training.wide import NOTHING, cross_fit, fit_wide
 
 _log = logging.getLogger(__name__)
 
@@ -134,7 +134,8 @@ def fit(
     if network.kernel is not None:
         train, tuning = fit_kernel(network, train, tuning, subject=subject, seed=seed)
     wide = fit_wide(network, train, tuning, strengths=training.wide_strengths)
-    _log.info("linear path fitted, ridge strength %g, tuning loss %.4f", wide.strength, dict(wide.path)[wide.strength])
+    how = "left empty" if wide.strength == NOTHING else f"fitted, ridge strength {wide.strength:g}"
+    _log.info("linear path %s, tuning loss %.4f", how, dict(wide.path)[wide.strength])
     resume = folder / "last.ckpt"
     if not model.deep:
         calibration = calibrate(network, tuning, subject, coverage=training.coverage)

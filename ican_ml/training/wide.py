@@ -24,7 +24,7 @@ from ican_ml.training.data import Batch, PatientData
 from ican_ml.training.losses import total_loss
 
 _FOLDS = 5
-_NOTHING = (
+NOTHING = (
     1e9  # a penalty under which only the biases are fitted: after other paths the linear one has to earn its place
 )
 
@@ -45,14 +45,14 @@ def fit_wide(
     Parameters
     ----------
     strengths
-        Ridge penalties to try, strongest first.
+        Ridge penalties to try, strongest first. After other paths none at all is tried before them.
     """
     network.eval()
     train_part, tuning_part = (_WidePart.of(network, data) for data in (train, tuning))
     best: tuple[float, float, dict[str, Tensor]] | None = None
     path: list[tuple[float, float]] = []
     earlier = network.trees is not None or network.kernel is not None
-    for strength in [_NOTHING, *strengths] if earlier else strengths:
+    for strength in [NOTHING, *strengths] if earlier else strengths:
         _minimise(network, train_part, strength / train_part.n_episodes)
         with torch.no_grad():
             loss = float(train_part.loss(network) if not tuning_part.n_episodes else tuning_part.loss(network))
