@@ -180,7 +180,8 @@ def measured(figure: Figure, folds: Sequence[Fold]) -> dict[str, Any]:
     values = {by: [value_of(figure.measure, part, by) for part in parts] for by in SCORERS if by in folds[0].scores}
     sign = -1 if figure.measure in LOWER_IS_BETTER else 1
     found: dict[str, Any] = {
-        by: {"mean": float(np.mean(each)), "sd": float(np.std(each)), "folds": each} for by, each in values.items()
+        by: {"mean": float(np.mean(each)), "sd": float(np.std(each, ddof=min(1, len(each) - 1))), "folds": each}
+        for by, each in values.items()
     }
     for by in set(values) - {"model"}:
         ends = tuple(sign * np.asarray(difference(values["model"], values[by])))
@@ -188,7 +189,7 @@ def measured(figure: Figure, folds: Sequence[Fold]) -> dict[str, Any]:
             part = parts[0]
             first, second = (weighted_auroc(part.outcome.value, part.scores[each]) for each in ("model", by))
             ends = tuple(paired_difference(first, second, part.labels["subject_id"], replicates=2000))
-        found[f"over {by}"] = [ends[0], *sorted(ends[1:])]
+        found[f"over {by}"] = [ends[0], *sorted(ends[1:])] if np.isfinite(ends).all() else None
     return found
 
 
@@ -254,8 +255,8 @@ def _mean(found: Mapping[str, Any]) -> str:
     return f"{found['mean']:.3f} ± {found['sd']:.3f}" if len(found["folds"]) > 1 else f"{found['mean']:.3f}"
 
 
-def _interval(found: Sequence[float]) -> str:
-    return f"{found[0]:+.4f} [{found[1]:+.4f}, {found[2]:+.4f}]"
+def _interval(found: Sequence[float] | None) -> str:
+    return "" if found is None else f"{found[0]:+.4f} [{found[1]:+.4f}, {found[2]:+.4f}]"
 
 
 def main() -> None:

@@ -86,7 +86,8 @@ class PatientTransformer(nn.Module):
         self.target_state = TargetState([torch.tensor(schema.feature_of_gene(m)) for m in schema.modalities])
         self.wide = WidePath(schema)
         self.trees = TreePath(schema, config.trees, config.tree_depth) if config.trees else None
-        self.kernel = KernelPath(schema, config.landmarks) if config.landmarks else None
+        comparable = schema.modalities or schema.summary_names
+        self.kernel = KernelPath(schema, config.landmarks) if config.landmarks and comparable else None
         self.bias = nn.ParameterDict({t.name: nn.Parameter(torch.zeros(head_width(t))) for t in schema.tasks})
         self.members = nn.ModuleList(DeepPath(config, schema) for _ in range(config.members if config.deep else 0))
         for task in schema.tasks:
