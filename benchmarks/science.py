@@ -41,7 +41,7 @@ CHECKPOINTS = ("PDCD1", "CD274", "CTLA4")
 FOREST, LOGISTIC = ".584 (random survival forest, genes only)", ".752 (logistic, best of 20 models)"
 PLAIN: dict[str, Callable[..., float]] = {"AUROC": auroc, "calibration error": calibration_error, "RMSE": rmse}
 REPRODUCED, NOT_WORSE = 0.01, -0.01
-QUICK = ("split=fold", "split.fold=0", "training.epochs=1", "evaluation.permutations=1", "evaluation.replicates=0")
+QUICK = ("split=fold", "split.fold=0", "training.epochs=1", "evaluation.permutations=0", "evaluation.replicates=1")
 
 
 @dataclass(frozen=True, kw_only=True)
