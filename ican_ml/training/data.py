@@ -6,7 +6,7 @@ The loader keeps its own position, so that a run stopped in mid-epoch goes on wi
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ican_ml.inputs.encode import EncodedPatients, Int64, collate
-from ican_ml.training.outcomes import Arrays
+from ican_ml.training.outcomes import Arrays, Float32
 
 Batch = dict[str, Tensor]
 
@@ -37,9 +37,20 @@ class PatientData:
     outcomes: Arrays
     rows: Int64
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Patients and the most regimens of any of them, N and R."""
+        weights = (values for name, values in self.outcomes.items() if name.endswith("_weight"))
+        n_patients, n_slots = next((values.shape[:2] for values in weights), (0, 0))
+        return n_patients, n_slots
+
+    def with_scores(self, **scores: Float32) -> PatientData:
+        """Scores [N, (R,) tasks] of an earlier path among the arrays, for the paths after it."""
+        return replace(self, outcomes={**self.outcomes, **scores})
+
     def of_episodes(self, patient: Int64, slot: Int64) -> PatientData:
         """Only the given episodes: their patients, and no other episode's outcome (its weight becomes 0)."""
-        chosen = np.zeros(max((v.shape[:2] for v in self.outcomes.values()), default=(0, 0)), np.float32)
+        chosen = np.zeros(self.shape, np.float32)
         chosen[patient, slot] = 1
         kept = {
             name: values * (chosen if values.ndim == 2 else chosen[..., None]) if name.endswith("_weight") else values

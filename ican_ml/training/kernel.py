@@ -77,8 +77,7 @@ def fit_kernel(
     views = _lay_landmarks(network, path, both)
     drug = _single_drugs(both)
     by_subject = not np.intersect1d(train.rows, tuning.rows).size
-    shape = next(value.shape[:2] for name, value in train.outcomes.items() if name.endswith("_weight"))
-    crossed = np.zeros((*shape, len(network.tasks)), np.float32)
+    crossed = np.zeros((*train.shape, len(network.tasks)), np.float32)
     for n, task in enumerate(network.tasks):
         if task.kind != "regression":
             crossed[..., n] = _fit_patients(path, n, task, views, rows, (train, tuning), subject[rows], seed)
@@ -96,8 +95,7 @@ def fit_kernel(
         path.weight[n] = torch.from_numpy(choice.weight.reshape(path.weight.shape[1:]))
         path.answer[n, : len(rows)] = torch.from_numpy(fitted.answer)
         path.mean[n] = torch.from_numpy(fitted.mean)
-    train, tuning = (replace(data, outcomes={**data.outcomes, "kernel": crossed}) for data in (train, tuning))
-    return train, tuning
+    return train.with_scores(kernel=crossed), tuning.with_scores(kernel=crossed)
 
 
 def _fit_patients(
@@ -116,7 +114,7 @@ def _fit_patients(
     share = np.tile(_SHARE, (path.weight.shape[1], 1)) / path.weight.shape[1]
     choice = choose(views, share, episodes, fold)
     kernel = np.tensordot(choice.weight, views, 1)
-    crossed = np.zeros(parts[0].outcomes[f"{task.name}_weight"].shape[:2], np.float32)
+    crossed = np.zeros(parts[0].shape, np.float32)
     for f in range(_FOLDS):
         inside = fold[episodes.patient] == f
         weights, _ = fit_likelihood(kernel, episodes.take(~inside), choice.penalty)
@@ -276,7 +274,6 @@ def _folds(grid: _Grid, subject: Int64 | None, seed: int) -> Int64:
 
 def _choose(views: Float, grid: _Grid, fold: Int64) -> _Choice:
     """Weights and noise by coordinate search, each step one that predicts better than what stood before."""
-
     count = np.maximum(grid.known.sum(0), 1)
     mean = (grid.value * grid.known).sum(0) / count
     precision = count / np.maximum((np.square(grid.value - mean) * grid.known).sum(0), _LITTLE)

@@ -10,7 +10,7 @@ shifts the logits of all intervals.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -77,8 +77,7 @@ def fit_trees(
     network.eval()
     trees = network.trees
     assert trees is not None
-    shape = next(value.shape[:2] for name, value in train.outcomes.items() if name.endswith("_weight"))
-    scores = np.zeros((2, *shape, len(network.tasks)), np.float32)
+    scores = np.zeros((2, *train.shape, len(network.tasks)), np.float32)
     most = trees.leaf.shape[1]
     for n, task in enumerate(network.tasks):
         part, held = (_rows(network, data, task) if len(data.rows) else None for data in (train, tuning))
@@ -100,11 +99,7 @@ def fit_trees(
             scores[0, inside.patient, inside.slot, n] = grower.scores(others, inside.values)
         if held is not None:
             scores[1, held.patient, held.slot, n] = grower.scores(model, held.values)
-    crossed, known = (
-        replace(data, outcomes={**data.outcomes, "trees": found})
-        for data, found in zip((train, tuning), scores, strict=True)
-    )
-    return crossed, known
+    return train.with_scores(trees=scores[0]), tuning.with_scores(trees=scores[1])
 
 
 def _rows(network: PatientTransformer, data: PatientData, task: Task) -> _Rows:

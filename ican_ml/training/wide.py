@@ -82,7 +82,7 @@ def cross_fit(
         With ``wide_patient`` [N, tasks] and ``wide_treatment`` [N, R, tasks] among its arrays.
     """
     fold = subject_folds(subject[train.rows], _FOLDS, seed)
-    n_patients, n_slots = next(iter(train.outcomes.values())).shape[:2]
+    n_patients, n_slots = train.shape
     patient = np.zeros((n_patients, len(network.tasks)), np.float32)
     treatment = np.zeros((n_patients, n_slots, len(network.tasks)), np.float32)
     fitted = copy.deepcopy(network.state_dict())
@@ -96,7 +96,7 @@ def cross_fit(
         patient[rows] = patient_BN.numpy()
         treatment[rows, : treatment_BRN.shape[1]] = treatment_BRN.numpy()
         network.load_state_dict(fitted)
-    return replace(train, outcomes={**train.outcomes, "wide_patient": patient, "wide_treatment": treatment})
+    return train.with_scores(wide_patient=patient, wide_treatment=treatment)
 
 
 def subject_folds(subject: Int64, folds: int, seed: int) -> Int64:
