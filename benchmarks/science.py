@@ -2,22 +2,26 @@
 
     python benchmarks/science.py                        all studies (hours; goes on where it stopped)
     python benchmarks/science.py gdsc loris --check     some; exit code 1, and each figure that falls short by name
+    python benchmarks/science.py msk_chord --left-out   without record, genomics, regimen as well
     python benchmarks/science.py --quick                one fold and a small network each: does it run? (minutes)
 
 A run lies in ``runs/science-<study>``. From its held-out scores come mean and standard deviation over folds, and the
 paired difference by fold with its 95% interval (Student's t; subjects are resampled where there is one split only).
 A win counts only against a baseline that is as good here as where it was first measured on these folds, within .01.
-Writes ``benchmarks/results/science.json`` and ``science.md``.
+Beside them: what the number of past events alone tells, what permuted outcomes leave, how often prediction sets hold
+the truth, and, under ``--left-out``, the same network trained anew without a part of the information. Each study has
+its own ``benchmarks/results/science-<study>.json``; ``science.md`` shows all of them.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +29,7 @@ import numpy as np
 import numpy.typing as npt
 from record import ROOT, Record
 from scipy import stats
+from studies import STUDIES, Figure, Study
 
 from ican_ml.evaluation.bootstrap import paired_difference
 from ican_ml.evaluation.metrics import auroc, calibration_error, harrell_c, per_treatment_pearson, rmse
@@ -38,104 +43,15 @@ Float = npt.NDArray[np.float64]
 SCORERS = ("model", "ridge", "boosting")
 LOWER_IS_BETTER = ("RMSE", "calibration error")
 CHECKPOINTS = ("PDCD1", "CD274", "CTLA4")
-FOREST, LOGISTIC = ".584 (random survival forest, genes only)", ".752 (logistic, best of 20 models)"
 PLAIN: dict[str, Callable[..., float]] = {"AUROC": auroc, "calibration error": calibration_error, "RMSE": rmse}
-REPRODUCED, NOT_WORSE = 0.01, -0.01
-QUICK = ("split=fold", "split.fold=0", "training.epochs=1", "evaluation.permutations=0", "evaluation.replicates=1")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Figure:
-    """One measure of a study: what to reach, what the baselines reached where they were first measured.
-
-    ``part`` is an indication, or "immunotherapy"; "" = all episodes. ``above_boosting``: the interval must lie above 0.
-    """
-
-    measure: str
-    part: str = ""
-    reach: float | None = None
-    boosting: float | None = None
-    ridge: float | None = None
-    published: str = ""
-    above_boosting: bool = False
-
-    @property
-    def name(self) -> str:
-        return f"{self.measure}, {self.part}" if self.part else self.measure
-
-
-@dataclass(frozen=True, kw_only=True)
-class Study:
-    """Arguments of ``train.py``, and the figures wanted; the first one is compared with ridge."""
-
-    arguments: tuple[str, ...]
-    figures: tuple[Figure, ...]
-    quick: tuple[str, ...] = field(default=QUICK)
-
-
-STUDIES = {
-    "msk_chord": Study(
-        arguments=("experiment=msk_chord", "split=folds"),
-        figures=(
-            Figure(measure="AUROC", reach=0.775, boosting=0.765, ridge=0.753, above_boosting=True),
-            Figure(measure="AUROC", part="immunotherapy", reach=0.740, boosting=0.729, ridge=0.718),
-            Figure(measure="calibration error", reach=0.02),
-            *(Figure(measure="AUROC", part=part) for part in ("NSCLC", "BRCA", "CRC")),
-        ),
-        quick=(*QUICK, "model.trees=20"),
-    ),
-    "msk_survival": Study(
-        arguments=("experiment=msk_survival",),
-        figures=(
-            Figure(measure="c-index"),
-            Figure(measure="c-index", part="NSCLC", reach=0.778, boosting=0.767, ridge=0.758, published=FOREST),
-            Figure(measure="c-index", part="BRCA", reach=0.862, boosting=0.854, ridge=0.841),
-            Figure(measure="c-index", part="CRC", reach=0.803, boosting=0.793, ridge=0.785),
-        ),
-        quick=(*QUICK, "model.trees=20"),
-    ),
-    "tcga_survival": Study(
-        arguments=("experiment=tcga_survival",),
-        figures=(
-            Figure(measure="c-index", reach=0.700, boosting=0.671, ridge=0.688),
-            Figure(measure="c-index", part="BLCA", boosting=0.620, ridge=0.660, published=".624 (MCAT, with slides)"),
-            Figure(measure="c-index", part="COADREAD", boosting=0.652, ridge=0.649),
-            Figure(measure="c-index", part="GBMLGG", boosting=0.872, ridge=0.847, published=".817 (MCAT, with slides)"),
-            Figure(measure="c-index", part="KIRC", boosting=0.707, ridge=0.724),
-            Figure(measure="c-index", part="LUAD", boosting=0.612, ridge=0.647, published=".620 (MCAT, with slides)"),
-            Figure(measure="c-index", part="STAD", boosting=0.566, ridge=0.599),
-        ),
-        quick=(*QUICK, "model.trees=20"),
-    ),
-    "gdsc": Study(
-        arguments=("experiment=gdsc",),
-        figures=(
-            Figure(measure="r per drug", reach=0.510, boosting=0.454, ridge=0.483),
-            Figure(measure="RMSE", boosting=1.354, ridge=1.343),
-        ),
-    ),
-    "gdsc_pairs": Study(
-        arguments=("experiment=gdsc", "split.fold_column=fold_random", "split.by_subject=false"),
-        figures=(
-            Figure(measure="RMSE", reach=0.90, boosting=0.964, ridge=1.548),
-            Figure(measure="r per drug", boosting=0.776, ridge=0.405),
-        ),
-    ),
-    "loris": Study(
-        arguments=("experiment=loris",),
-        figures=(
-            Figure(
-                measure="AUROC",
-                reach=0.755,
-                boosting=0.738,
-                ridge=0.752,
-                published=".752 (logistic, best of 20 models)",
-            ),
-            Figure(measure="calibration error"),
-        ),
-        quick=QUICK[2:],
-    ),
-}
+REPRODUCED, NOT_WORSE, AT_CHANCE = 0.01, -0.01, 0.02
+SMALLER = (
+    "model.members=1",
+    "model.deep=false",
+    "training.tree_rate=0.15",
+    "evaluation.baselines=false",
+    "evaluation.permutations=0",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,15 +148,16 @@ def faults(study: str, figures: Sequence[Figure], found: Mapping[str, Mapping[st
     return short
 
 
-def markdown(parts: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
-    """All studies as one table."""
+def markdown(parts: Mapping[str, Mapping[str, Any]]) -> str:
+    """All studies as one table, and what was measured beside them."""
     head = (
         "study | figure | model | boosting | ridge | over boosting | over ridge | to reach | published | baselines here"
     )
     lines = [f"| {head} |", "|" + "---|" * (head.count("|") + 1)]
+    notes = []
     for name, found in parts.items():
         for figure in STUDIES[name].figures:
-            each = found[figure.name]
+            each = found["figures"][figure.name]
             cells = [name, figure.name, *(_mean(each[by]) for by in ("model", "boosting", "ridge"))]
             cells += [_interval(each[f"over {by}"]) for by in ("boosting", "ridge")]
             cells += ["" if figure.reach is None else f"{figure.reach:g}", figure.published]
@@ -248,7 +165,24 @@ def markdown(parts: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
                 ", ".join(f"{by} {how}" for by in ("boosting", "ridge") if (how := reproduced(figure, by, each)))
             )
             lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+        notes += [f"- {name}: {note}" for note in _notes(found)]
+    return "\n".join([*lines, "", *notes]) + "\n"
+
+
+def _notes(found: Mapping[str, Any]) -> list[str]:
+    notes = []
+    if permuted := found["beside"]["permuted outcomes"]:
+        notes.append(f"permuted outcomes leave {permuted['metric']} {permuted['mean']:.3f} (sd {permuted['sd']:.3f})")
+    for information, by in (found["beside"]["bookkeeping alone"] or {}).items():
+        told = ", ".join(f"{scorer} {value[0]:.3f} [{value[1]:.3f}, {value[2]:.3f}]" for scorer, value in by.items())
+        notes.append(f"{information}: {told}")
+    if sets := found["beside"]["prediction sets"]:
+        coverage, size = (sets["overall"]["metrics"][each]["estimate"] for each in ("coverage", "mean_size"))
+        asked = f"{sets['asked_coverage']:.0%}"
+        notes.append(f"sets asked to hold the truth in {asked} do in {coverage:.1%}, {size:.2f} answers each")
+    for part, each in found.get("left out", {}).items():
+        notes.append(f"without {part} {each['mean']:.4f}, loss {_interval(each['loss'])}")
+    return notes
 
 
 def _mean(found: Mapping[str, Any]) -> str:
@@ -264,6 +198,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("studies", nargs="*", help=f"of {', '.join(STUDIES)}; default: all")
     parser.add_argument("--check", action="store_true", help="exit 1 and name each figure that falls short")
+    parser.add_argument("--left-out", action="store_true", help="also train without parts of the information")
     parser.add_argument("--quick", action="store_true", help="one fold and little training: checks that all is finite")
     arguments = parser.parse_args()
     if unknown := sorted(set(arguments.studies) - set(STUDIES)):
@@ -278,29 +213,89 @@ def main() -> None:
             if not all(np.isfinite(each[by]["mean"]) for each in found.values() for by in SCORERS):
                 sys.exit(f"{name}: expected finite figures, got {found}")
         return
-    record, short = Record("science"), []
+    short: list[str] = []
     for name in chosen:
-        if name not in record.parts:
-            record.add(name, _study(name, quick=False))
-        short += faults(name, STUDIES[name].figures, record.parts[name])
-    table = markdown(record.parts)
-    record.path.with_suffix(".md").write_text(table)
-    print(table)
+        record, study = Record(f"science-{name}"), STUDIES[name]
+        if "figures" not in record.parts:
+            record.add("figures", _study(name, quick=False))
+            record.add("beside", beside(ROOT / "runs" / f"science-{name}"))
+        if arguments.left_out and study.left_out and "left out" not in record.parts:
+            record.add("left out", _left_out(name))
+        short += faults(name, study.figures, record.parts["figures"])
+        short += beside_faults(name, study, record.parts["beside"])
+    found = {name: path for name in STUDIES if (path := _result(name)).exists()}
+    text = markdown({name: json.loads(path.read_text())["parts"] for name, path in found.items()})
+    (ROOT / "benchmarks" / "results" / "science.md").write_text(text)
+    print(text)
     print("\n".join(short) or "nothing falls short")
     sys.exit(int(arguments.check and bool(short)))
+
+
+def _result(name: str) -> Path:
+    return ROOT / "benchmarks" / "results" / f"science-{name}.json"
 
 
 def _study(name: str, *, quick: bool) -> dict[str, dict[str, Any]]:
     """Run it, or what is left of it, and measure every figure."""
     study = STUDIES[name]
     run = f"science-{name}{'-quick' if quick else ''}"
-    arguments = [*study.arguments, f"name={run}", *(study.quick if quick else ())]
-    subprocess.run([sys.executable, "train.py", *arguments], cwd=ROOT, check=True, stdout=sys.stderr)
-    folds = _read(ROOT / "runs" / run, arguments)
+    folds = _run(run, [*study.arguments, *(study.quick if quick else ())], SCORERS)
     return {figure.name: measured(figure, folds) for figure in study.figures}
 
 
-def _read(folder: Path, arguments: list[str]) -> list[Fold]:
+def _run(run: str, arguments: list[str], scorers: tuple[str, ...]) -> list[Fold]:
+    """Train, or go on with it, and read the held-out scores."""
+    arguments = [*arguments, f"name={run}"]
+    subprocess.run([sys.executable, "train.py", *arguments], cwd=ROOT, check=True, stdout=sys.stderr)
+    return _read(ROOT / "runs" / run, arguments, scorers)
+
+
+def _left_out(name: str) -> dict[str, Any]:
+    """The first figure of a smaller network with all information, and its loss (with interval) without each part."""
+    study = STUDIES[name]
+    figure = study.figures[0]
+    values = {
+        part: [
+            value_of(figure.measure, fold, "model")
+            for fold in _run(f"science-{name}-{part}", [*study.arguments, *SMALLER, *arguments], ("model",))
+        ]
+        for part, arguments in {"nothing": (), **study.left_out}.items()
+    }
+    return {
+        part: {"mean": float(np.mean(each)), "folds": each, "loss": difference(values["nothing"], each)}
+        for part, each in values.items()
+    }
+
+
+def beside(folder: Path) -> dict[str, Any]:
+    """What a run's audit and prediction sets say of its first outcome."""
+    audit, metrics = (json.loads((folder / f"{name}.json").read_text()) for name in ("audit", "metrics"))
+    outcome = next(iter(metrics["tasks"]))
+    permuted = [found for found in audit["permutations"] if found["outcome"] == outcome]
+    counted = [found for found in audit["bookkeeping"] if found["outcome"] == outcome]
+    return {
+        "permuted outcomes": {each: permuted[0][each] for each in ("metric", "mean", "sd", "chance")}
+        if permuted
+        else None,
+        "bookkeeping alone": counted[0]["values"] if counted else None,
+        "prediction sets": metrics["tasks"][outcome]["model"].get("sets"),
+    }
+
+
+def beside_faults(name: str, study: Study, found: Mapping[str, Any]) -> list[str]:
+    """What falls short of it, in words."""
+    short = []
+    if (permuted := found["permuted outcomes"]) and abs(permuted["mean"] - permuted["chance"]) > AT_CHANCE:
+        chance = f"{permuted['chance']:g} +- {AT_CHANCE}"
+        short.append(f"{name}: permuted outcomes give {permuted['mean']:.3f}, expected {chance}")
+    if study.coverage:
+        coverage = found["prediction sets"]["overall"]["metrics"]["coverage"]["estimate"]
+        if not study.coverage[0] <= coverage <= study.coverage[1]:
+            short.append(f"{name}: sets hold the truth in {coverage:.3f}, expected {study.coverage}")
+    return short
+
+
+def _read(folder: Path, arguments: list[str], scorers: tuple[str, ...]) -> list[Fold]:
     """The run's held-out scores beside outcomes and labels."""
     from hydra import compose, initialize_config_dir
     from hydra.core.config_store import ConfigStore
@@ -314,14 +309,14 @@ def _read(folder: Path, arguments: list[str]) -> list[Fold]:
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
         config: Any = OmegaConf.to_object(compose("config", overrides=arguments))
     prepared = prepare(config)
-    ((task, outcome),) = prepared.outcomes.items()
+    task, outcome = next(iter(prepared.outcomes.items()))
     labels = _labels(prepared.episodes, prepared.cohort.targets)
     folds = []
     for name, split in prepared.splits.items():
         rows = split.held_out[outcome.labelled[split.held_out]]
         known = outcome.labelled[split.held_out]
         with np.load(folder / "private" / name / "scores" / "scores.npz") as stored:
-            scores = {by: stored[f"{task}/{by}"][known] for by in SCORERS}
+            scores = {by: stored[f"{task}/{by}"][known] for by in scorers}
         folds.append(
             Fold(
                 outcome=outcome.take(rows),

@@ -55,7 +55,7 @@ class LinesConfig:
     ----------
     start
         Regular expression of the codes that start a drug, its name in the first group; null = none.
-    window, horizon, outcome
+    window, horizon, outcome, time
         See :mod:`ican_ml.records.lines`.
     weight
         What a line counts in the loss beside an episode.
@@ -65,6 +65,7 @@ class LinesConfig:
     window: int = 28
     horizon: int = 180
     outcome: str = "response"
+    time: str = "tnt"
     weight: float = 0.5
 
     def __post_init__(self) -> None:

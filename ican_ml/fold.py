@@ -101,7 +101,12 @@ def further_episodes(
     lines, landmarks = config.cohort.lines, config.cohort.landmarks
     if lines.start is not None and store is not None:
         every = therapy_lines(
-            store, start=lines.start, window=lines.window, horizon=lines.horizon, outcome=lines.outcome
+            store,
+            start=lines.start,
+            window=lines.window,
+            horizon=lines.horizon,
+            outcome=lines.outcome,
+            time=lines.time,
         )
         found.append((beside(every, cohort.episodes, lines.window), lines.weight))
         _log.info("%d lines of therapy in the records beside the episodes", len(found[-1][0]))
@@ -118,10 +123,16 @@ def further_episodes(
         _log.info("%d landmarks of the episodes", len(drawn))
     if not found:
         return None
+    episodes = pl.concat([rows for rows, _ in found], how="diagonal")
     return Further(
-        episodes=pl.concat([rows for rows, _ in found], how="diagonal"),
+        episodes=episodes if config.inputs.treatments else without_treatments(episodes),
         weight=np.concatenate([np.full(len(rows), weight, np.float32) for rows, weight in found]),
     )
+
+
+def without_treatments(episodes: pl.DataFrame) -> pl.DataFrame:
+    """The same episodes, each asked about no treatment in particular."""
+    return episodes.with_columns(treatment=pl.lit([], episodes.schema["treatment"]))
 
 
 def _check_clocks(cohort: Cohort, outcomes: dict[str, Outcome]) -> None:

@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -39,6 +39,7 @@ from ican_ml.fold import (
     further_episodes,
     network_scores,
     with_further,
+    without_treatments,
 )
 from ican_ml.inputs.answer import Float64
 from ican_ml.inputs.assemble import as_dictionary, assemble
@@ -101,6 +102,8 @@ def prepare(config: RunConfig) -> Prepared:
         stores.mkdir(parents=True, exist_ok=True)
         (stores / ".gitignore").write_text("*\n")
         store = read_records(path, stores)
+    if not config.inputs.treatments:
+        cohort = replace(cohort, episodes=without_treatments(cohort.episodes))
     outcomes = read_outcomes(cohort.episodes, {o.name: o.kind.value for o in config.task.outcomes})
     splits = _splits(config, cohort.episodes)
     _log.info(

@@ -90,7 +90,7 @@ def audit_permutations(config: RunConfig, prepared: Prepared, scorer: str, count
     Parameters
     ----------
     scorer
-        One of `SCORERS`. "linear path" is the network without its deep part; "network" trains it as a run does.
+        One of `SCORERS`. "linear path" is the network without all else; "network" trains it as a run does.
     count
         Permutations, at least 2. Number ``k`` depends on the seed of ``config`` and ``k`` alone.
 
@@ -173,7 +173,7 @@ def _score(config: RunConfig, prepared: Prepared, split: Split, scorer: str) -> 
             train,
             tuning,
             subject=fold.states.subject_id,
-            model=config.model if scorer == NETWORK else replace(config.model, deep=False),
+            model=config.model if scorer == NETWORK else replace(config.model, deep=False, trees=0, landmarks=0),
             training=config.training,
             trainer=config.trainer,
             folder=Path(folder),

@@ -150,7 +150,7 @@ def _trace(network: PatientTransformer, inputs: Arrays) -> bytes:
             opset_version=OPSET,
             dynamic_shapes=(shapes,),
             input_names=names,
-            output_names=[task.name for task in network.tasks],
+            output_names=list(_torch_outputs(network, inputs)),
             custom_translation_table=csr_bag_onnx_translation(),
             verbose=False,
         )

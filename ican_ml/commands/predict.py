@@ -158,6 +158,7 @@ def _as_json(answer: Answer) -> str:
                     "treatment": list(r.regimen),
                     "prediction": r.prediction,
                     "sets": {task: list(answers) for task, answers in r.sets.items()},
+                    "uncertainty": r.uncertainty,
                     "unknown_drugs": list(r.unknown_drugs),
                 }
                 for r in answer.ranked

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from ican_ml.evaluation.evaluate import MIN_SUBJECTS
 from ican_ml.inputs.schema import ModalitySchema
-from ican_ml.records.vocabulary import CLIP, UNKNOWN, Events, Vocabulary
+from ican_ml.records.vocabulary import FAR, UNKNOWN, Events, Vocabulary
 
 LIMIT = 5.0
 _SHOWN = 10
@@ -94,7 +94,7 @@ class RecordShift:
     def __init__(self, vocabulary: Vocabulary) -> None:
         self.vocabulary = vocabulary
         self._known = set(vocabulary.codes)
-        self.counts = dict.fromkeys(("events", "known", "backed_off", "unknown", "valued", "kept", "at_limit"), 0)
+        self.counts = dict.fromkeys(("events", "known", "backed_off", "unknown", "valued", "kept", "far"), 0)
         self._subjects: dict[str, int] = {}
         self._is_backed_off: dict[str, bool] = {}
 
@@ -105,14 +105,14 @@ class RecordShift:
         unknown = ids == UNKNOWN
         backed_off = ~known & ~unknown
         valued = np.isfinite(events.value)
-        at_limit = np.abs(values) >= CLIP
+        far = np.abs(values) >= FAR
         for name, chosen in (
             ("known", known & ~unknown),
             ("backed_off", backed_off),
             ("unknown", unknown),
             ("valued", valued),
             ("kept", has_value),
-            ("at_limit", at_limit),
+            ("far", far),
         ):
             self.counts[name] += int(chosen.sum())
         self.counts["events"] += len(ids)
@@ -142,7 +142,7 @@ class RecordShift:
             "events": self.counts["events"],
             **{name: self.counts[name] / n for name in ("known", "backed_off", "unknown")},
             "values_kept": self.counts["kept"] / valued,
-            "values_at_limit": self.counts["at_limit"] / valued,
+            "values_far": self.counts["far"] / valued,
             "unseen_codes": len(self._subjects),
             "commonest_unseen_codes": [
                 {"code": code, "subjects": -count, "understood": "backed off" if self._is_backed_off[code] else "not"}

@@ -48,6 +48,8 @@ class InputConfig:
         Names of the omics modalities to use; ``None`` = all that the cohort has.
     records
         Use the longitudinal record where the cohort has one.
+    treatments
+        Say which treatment is asked about.
     covariates
         Columns of the episodes table known at prediction time (text = one-hot, numbers as they are).
     max_tokens, max_events, max_per_code
@@ -62,6 +64,7 @@ class InputConfig:
 
     modalities: list[str] | None = None
     records: bool = True
+    treatments: bool = True
     covariates: list[str] = field(default_factory=lambda: ["indication"])
     max_tokens: int = 32
     max_events: int = 96

@@ -17,13 +17,14 @@ Shapes: B patients, R regimens, T tokens, W width, N tasks.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ican_ml.inputs.answer import members_of
 from ican_ml.inputs.schema import FIRST_KNOWN, InputSchema
 from ican_ml.model.blocks import input_layer
 from ican_ml.model.deep import Batch, DeepPath, ModelConfig, Scaled, head_width
@@ -85,10 +86,11 @@ class PatientTransformer(nn.Module):
         self.explicit = {m.name: m.explicit for m in schema.modalities}
         self.target_state = TargetState([torch.tensor(schema.feature_of_gene(m)) for m in schema.modalities])
         self.wide = WidePath(schema)
-        self.trees = TreePath(schema, config.trees, config.tree_depth) if config.trees else None
+        self.trees = TreePath(schema, config.trees, config.tree_depth, config.members) if config.trees else None
         comparable = schema.modalities or schema.summary_names
         self.kernel = KernelPath(schema, config.landmarks) if config.landmarks and comparable else None
         self.bias = nn.ParameterDict({t.name: nn.Parameter(torch.zeros(head_width(t))) for t in schema.tasks})
+        self.n_members = config.members if config.trees or config.deep else 1
         self.members = nn.ModuleList(DeepPath(config, schema) for _ in range(config.members if config.deep else 0))
         for task in schema.tasks:
             if task.kind == "binary":
@@ -97,11 +99,19 @@ class PatientTransformer(nn.Module):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Binary ``[B, R]`` logits, survival ``[B, R, bins]`` hazard logits, regression ``[B, R, 2]``.
 
-        The mean of the members, calibrated.
+        The mean of the members, calibrated. With several, ``<task>_members`` holds each one's own: the same shape with
+        the members before the last axis, or as it.
         """
-        wide_BRN, deep = self._paths(batch)
+        score_BRN, spread_BREN, deep = self._paths(batch)
         mean = {task.name: torch.stack([each[task.name] for each in deep]).mean(0) for task in self.tasks if deep}
-        return self.calibrated(self.outputs(wide_BRN, mean))
+        outputs = self.calibrated(self.outputs(score_BRN, mean))
+        if self.n_members > 1:
+            each = [
+                self.calibrated(self.outputs(score_BRN + spread_BREN[:, :, e], deep[e] if deep else {}))
+                for e in range(self.n_members)
+            ]
+            outputs |= {members_of(task): torch.stack([m[task.name] for m in each], dim=2) for task in self.tasks}
+        return outputs
 
     def calibrated(self, outputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """Slope x logit + intercept of the binary tasks: the identity until :meth:`set_calibration`."""
@@ -121,20 +131,23 @@ class PatientTransformer(nn.Module):
 
         The batch may bring the linear scores (see :func:`ican_ml.training.wide.cross_fit`).
         """
-        wide_BRN, deep = self._paths(batch)
-        return [self.outputs(wide_BRN, each) for each in deep]
+        score_BRN, _, deep = self._paths(batch)
+        return [self.outputs(score_BRN, each) for each in deep]
 
-    def _paths(self, batch: Batch) -> tuple[Tensor, list[dict[str, Tensor]]]:
-        """Linear scores, and what each member adds to them."""
+    def _paths(self, batch: Batch) -> tuple[Tensor, Tensor, list[dict[str, Tensor]]]:
+        """Scores, how each member's trees differ from their mean ``[B, R, E, N]``, and what its deep path adds."""
         features, state_BRGM = self.normalise(batch)
         if "wide_patient" in batch:
             patient_BN, treatment_BRN = batch["wide_patient"], batch["wide_treatment"][:, : state_BRGM.shape[1]]
         else:
             patient_BN, treatment_BRN = self.wide(batch, features, state_BRGM)
+        spread_BREN = torch.zeros(*treatment_BRN.shape[:2], self.n_members, len(self.tasks))
         if "trees" in batch:
             treatment_BRN = treatment_BRN + batch["trees"][:, : state_BRGM.shape[1]]
         elif self.trees is not None:
-            treatment_BRN = treatment_BRN + self.trees(self.tree_values(batch, state_BRGM))
+            trees_BREN = self.trees(self.tree_values(batch, state_BRGM))
+            treatment_BRN = treatment_BRN + trees_BREN.mean(2)
+            spread_BREN = trees_BREN - trees_BREN.mean(2, keepdim=True)
         if "kernel" in batch:
             treatment_BRN = treatment_BRN + batch["kernel"][:, : state_BRGM.shape[1]]
         elif self.kernel is not None:
@@ -145,7 +158,7 @@ class PatientTransformer(nn.Module):
             drops = self.training and self.modality_dropout > 0
             seen = self._drop_modalities(batch, scaled) if drops else (batch, scaled)
             deep.append(member(*seen, patient_BN.detach()))
-        return patient_BN[:, None] + treatment_BRN, deep
+        return patient_BN[:, None] + treatment_BRN, spread_BREN, deep
 
     def input_tables(self) -> Iterator[nn.Parameter]:
         """Weights on single features, codes and summary columns: many, seldom seen, and so decayed more strongly."""
@@ -166,14 +179,16 @@ class PatientTransformer(nn.Module):
         assert self.trees is not None
         return self.trees.values(batch, self._scale_features(batch, centred=True), state_BRGM)
 
-    def outputs(self, wide_BRN: Tensor, deep: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Bias + linear score + what the deep heads add, by task."""
+    def outputs(
+        self, score_BRN: Tensor, deep: dict[str, Tensor], bias: Mapping[str, Tensor] | None = None
+    ) -> dict[str, Tensor]:
+        """Bias + score + what the deep heads add, by task. ``bias`` in place of the network's own."""
         outputs = {}
         for n, task in enumerate(self.tasks):
-            score_BR1 = wide_BRN[..., n : n + 1]
+            score_BR1 = score_BRN[..., n : n + 1]
             if task.kind == "regression":
                 score_BR1 = functional.pad(score_BR1, (0, 1))
-            out = self.bias[task.name] + deep.get(task.name, 0.0) + score_BR1
+            out = (bias or self.bias)[task.name] + deep.get(task.name, 0.0) + score_BR1
             if task.kind == "regression":
                 out = torch.stack(
                     [task.centre + task.scale * out[..., 0], out[..., 1] + 2 * math.log(task.scale)], dim=-1

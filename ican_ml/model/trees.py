@@ -5,7 +5,10 @@ the threshold. The trees are grown by XGBoost (:mod:`ican_ml.training.trees`) an
 they export with the network. They see no sums over features, whose last bit differs between machines and could turn a
 split: only the summary, each feature of narrow modalities, the drugs and their targets' state, each by itself.
 
-Shapes: B patients, R regimens, F values, N tasks, T trees, M = B * R.
+Each member of the network's ensemble has trees of its own. A task's score mixes the trees of all tasks: where one
+outcome is known of few and another of many, or the one is the other cut in two, each tells of both.
+
+Shapes: B patients, R regimens, F values, N tasks, E members, T trees, M = B * R.
 """
 
 from __future__ import annotations
@@ -22,13 +25,14 @@ _WIDEST = 2048
 
 
 class TreePath(nn.Module):
-    """``trees`` trees of each task; all leaves are zero until they are grown."""
+    """``trees`` trees of each task and member; all leaves are zero until they are grown."""
 
     feature: Tensor
     threshold: Tensor
     leaf: Tensor
+    mix: Tensor
 
-    def __init__(self, schema: InputSchema, trees: int, depth: int) -> None:
+    def __init__(self, schema: InputSchema, trees: int, depth: int, members: int) -> None:
         super().__init__()
         self.depth = depth
         narrow = [m for m in schema.modalities if len(m.features) <= _WIDEST]
@@ -40,10 +44,11 @@ class TreePath(nn.Module):
         for m in narrow:
             self.register_buffer(f"known_{m.name}", torch.tensor(m.measured() & (not m.explicit)), persistent=False)
             self.register_buffer(f"zero_{m.name}", -centre(m), persistent=False)
-        shape = (len(schema.tasks), trees)
+        shape = (len(schema.tasks), members, trees)
         self.register_buffer("feature", torch.zeros(*shape, 2**depth - 1, dtype=torch.int64))
         self.register_buffer("threshold", torch.full((*shape, 2**depth - 1), torch.inf))
         self.register_buffer("leaf", torch.zeros(*shape, 2**depth))
+        self.register_buffer("mix", torch.eye(len(schema.tasks)))
 
     def values(self, batch: Batch, centred: dict[str, Tensor], state_BRGM: Tensor) -> Tensor:
         """``[B, R, F]``: what the trees split on.
@@ -73,17 +78,18 @@ class TreePath(nn.Module):
         return torch.cat([patient_BF[:, None].expand(-1, treatment_BRF.shape[1], -1), treatment_BRF], dim=2)
 
     def forward(self, values_BRF: Tensor) -> Tensor:
-        """``[B, R, N]``: the sum of each task's trees."""
+        """``[B, R, E, N]``: the sums of each member's trees, mixed."""
         values_MF = values_BRF.flatten(0, 1)
-        n_tasks, trees, splits = self.feature.shape
-        first_A = torch.arange(n_tasks * trees, device=values_MF.device)
-        node_MA = torch.zeros(values_MF.shape[0], n_tasks * trees, dtype=torch.int64, device=values_MF.device)
+        n_tasks, members, trees, splits = self.feature.shape
+        first_A = torch.arange(n_tasks * members * trees, device=values_MF.device)
+        node_MA = torch.zeros(values_MF.shape[0], len(first_A), dtype=torch.int64, device=values_MF.device)
         for _ in range(self.depth):
             at_MA = first_A * splits + node_MA
             value_MA = values_MF.gather(1, self.feature.flatten()[at_MA])
             node_MA = 2 * node_MA + 1 + (value_MA >= self.threshold.flatten()[at_MA]).to(torch.int64)
         leaf_MA = self.leaf.flatten()[first_A * (splits + 1) + node_MA - splits]
-        return leaf_MA.reshape(*values_BRF.shape[:2], n_tasks, trees).sum(-1)
+        sum_BRNE = leaf_MA.reshape(*values_BRF.shape[:2], n_tasks, members, trees).sum(-1)
+        return sum_BRNE.transpose(2, 3) @ self.mix
 
 
 def row_of_entry(indptr: Tensor, indices: Tensor) -> Tensor:

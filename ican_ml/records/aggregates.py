@@ -8,6 +8,12 @@ In: encoded events (ids, normalised values), flat and ragged over rows. Out: flo
 - ``<code>:last``: value at the latest time, the mean of the values where several share that time
 - ``<code>:mean``: mean of the values, static ones included
 - ``<code>:slope``: least-squares slope of the dated values per year, 0 where they all share one time
+- ``<code>:change``: value at the latest time minus that at the time before; NaN where there is none
+- ``<code>:above_lowest``, ``<code>:below_highest``: how far the value at the latest time is from them
+- ``<code>:recent``: mean of the values of the last 180 days
+- ``<group>:count``, ``<group>:recency``: as of a code, over all codes below a common one (``DRUG``, a parent, or
+  ``DRUG//*//START``)
+- ``<group>:count_30d``, ``_90d``, ``_180d``, ``_365d``: log1p of the number of events within that many days
 
 Sums run in float64 over one fixed order (row, code, time, value), so a row has the same bits alone and in any batch,
 and the order of a source file never matters. NumPy and the standard library only.
@@ -22,13 +28,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ican_ml.records.groups import RECENT_COUNTS, choose_groups, group_columns
 from ican_ml.records.vocabulary import FIRST_KNOWN, Bool, Float32, Int64, Record, Vocabulary
 from ican_ml.records.vocabulary_fit import distinct
 
 ENCODING = "ican-aggregates"
-VERSION = 1
+VERSION = 2
 _DAYS_PER_YEAR = 365.25
+_COURSE = ("change", "above_lowest", "below_highest", "recent")
 MOST_CODES = 512
+_RECENT = 180.0
 _MIN_ROWS = 20
 _MIN_FRACTION = 0.005
 Float64 = npt.NDArray[np.float64]
@@ -47,7 +56,9 @@ class Aggregates:
     value_ids
         Those with values: ``last`` and ``mean``.
     slope_ids
-        Those with dated values: ``slope``.
+        Those with dated values: ``slope`` and the other columns of a course.
+    groups
+        Ids of the codes of each group.
     names
         S column names.
     """
@@ -56,12 +67,14 @@ class Aggregates:
     dated_ids: tuple[int, ...]
     value_ids: tuple[int, ...]
     slope_ids: tuple[int, ...]
+    groups: tuple[tuple[int, ...], ...]
     names: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types; :meth:`from_json` restores the same columns."""
         ids = {name: list(getattr(self, name)) for name in ("code_ids", "dated_ids", "value_ids", "slope_ids")}
-        return {"encoding": ENCODING, "version": VERSION, **ids, "names": list(self.names)}
+        groups = [list(members) for members in self.groups]
+        return {"encoding": ENCODING, "version": VERSION, **ids, "groups": groups, "names": list(self.names)}
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Aggregates:
@@ -83,6 +96,7 @@ class Aggregates:
             dated_ids=tuple(document["dated_ids"]),
             value_ids=tuple(document["value_ids"]),
             slope_ids=tuple(document["slope_ids"]),
+            groups=tuple(map(tuple, document["groups"])),
             names=tuple(document["names"]),
         )
 
@@ -99,7 +113,8 @@ def fit_aggregates(
     record
         Training rows.
     most
-        Of how many codes at most: the commonest, and of those as common as the last the first by name.
+        Of how many codes at most: the commonest, and of those as common as the last the first by name. Groups of two
+        codes or more are chosen in the same way, an eighth as many.
     min_rows
         Default: 0.5% of the rows, at least 20. Padding and unknown never get a column.
     """
@@ -118,6 +133,7 @@ def fit_aggregates(
     having[:FIRST_KNOWN] = 0
     common = np.sort(np.argsort(-having, kind="stable")[:most])
     code_ids = common[having[common] >= min_rows]
+    groups = choose_groups(vocabulary, record, having > 0, most=-(-most // 8), min_rows=min_rows)
     value_ids = common[having_values[common] >= min_rows]
     dated_ids, slope_ids = code_ids[ever_dated[code_ids]], value_ids[ever_dated_values[value_ids]]
     blocks = (
@@ -125,14 +141,16 @@ def fit_aggregates(
         ("recency", dated_ids),
         ("last", value_ids),
         ("mean", value_ids),
-        ("slope", slope_ids),
+        *((block, slope_ids) for block in ("slope", *_COURSE)),
     )
     names = [f"{vocabulary.codes[i - FIRST_KNOWN]}:{block}" for block, chosen in blocks for i in chosen.tolist()]
+    names += [f"{name}:{block}" for block in ("count", "recency", *RECENT_COUNTS) for name in groups]
     return Aggregates(
         code_ids=tuple(code_ids.tolist()),
         dated_ids=tuple(dated_ids.tolist()),
         value_ids=tuple(value_ids.tolist()),
         slope_ids=tuple(slope_ids.tolist()),
+        groups=tuple(groups.values()),
         names=("age", *names),
     )
 
@@ -181,7 +199,10 @@ def aggregate(
         column += len(spec.value_ids)
     at = np.flatnonzero(has_value & (gap >= 0))
     group = _Groups.of(rows[at], ids[at], spec.slope_ids, n_ids, gap[at], values[at])
-    group.put(out, column, spec.slope_ids, n_ids, group.slope())
+    for statistic in (group.slope(), *group.course()):
+        group.put(out, column, spec.slope_ids, n_ids, statistic)
+        column += len(spec.slope_ids)
+    out[:, column:] = group_columns(spec.groups, n_ids, length, rows, ids, gap)
     return out
 
 
@@ -250,6 +271,27 @@ class _Groups:
         moved = self._sum(years * (self.value - self.mean()[self.of_event]))
         several = self.gap[self.start] != self.gap[self.start + self.size - 1]
         return np.divide(moved, spread, out=np.zeros(len(self.size)), where=several)
+
+    def course(self) -> tuple[Float64, ...]:
+        """In the order of ``_COURSE``."""
+        last = self.last()
+        latest = self.gap == self.gap[self.start][self.of_event]
+        earlier = np.flatnonzero(~latest)
+        start_of, first = np.unique(self.of_event[earlier], return_index=True)
+        before = np.full(len(self.size), np.nan)
+        day_before = np.full(len(self.size), np.nan)
+        day_before[start_of] = self.gap[earlier[first]]
+        then = self.gap == day_before[self.of_event]
+        number = self._sum(then.astype(np.float64))
+        before = np.divide(self._sum(np.where(then, self.value, 0.0)), number, out=before, where=number > 0)
+        lowest, highest = np.full(len(self.size), np.nan), np.full(len(self.size), np.nan)
+        if len(self.start):
+            lowest, highest = (f.reduceat(self.value, self.start) for f in (np.minimum, np.maximum))
+        near = self.gap <= _RECENT
+        number = self._sum(near.astype(np.float64))
+        recent = np.full(len(self.size), np.nan)
+        recent = np.divide(self._sum(np.where(near, self.value, 0.0)), number, out=recent, where=number > 0)
+        return last - before, last - lowest, highest - last, recent
 
     def _sum(self, of_event: Float64) -> Float64:
         return np.bincount(self.of_event, weights=of_event, minlength=len(self.size)).astype(np.float64, copy=False)

@@ -4,7 +4,8 @@ In: the events that start a drug. Out: one row a line, in the columns of ``episo
 that starts more than ``window`` days after the line before began; its regimen is every drug that starts within them.
 Its time of prediction is the day before, so that the record does not show what is asked for. The outcome is whether
 neither another line nor death followed within ``horizon`` days: unknown where the record ends before (a death that was
-not recorded, a table cut short), and so worth using only where a cohort records treatments completely.
+not recorded, a table cut short), and so worth using only where a cohort records treatments completely. Beside it the
+days until either of them, censored where the record ends.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ if TYPE_CHECKING:
 _DAY = 86_400_000_000
 
 
-def therapy_lines(store: RecordStore, *, start: str, window: int, horizon: int, outcome: str) -> pl.DataFrame:
+def therapy_lines(
+    store: RecordStore, *, start: str, window: int, horizon: int, outcome: str, time: str
+) -> pl.DataFrame:
     """Find the lines of every subject.
 
     Parameters
@@ -34,12 +37,14 @@ def therapy_lines(store: RecordStore, *, start: str, window: int, horizon: int, 
         Days.
     outcome
         Name of the column for the outcome.
+    time
+        Stem of the columns ``<time>_time`` and ``<time>_event``.
 
     Returns
     -------
     pl.DataFrame
-        ``subject_id``, ``prediction_time``, ``treatment`` (names, ascending), ``line`` (from 1) and the outcome (null =
-        unknown), by subject and time.
+        ``subject_id``, ``prediction_time``, ``treatment`` (names, ascending), ``line`` (from 1) the outcome (null =
+        unknown), and the time to it, by subject and time.
     """
     pattern = re.compile(start)
     found = [pattern.fullmatch(code) for code in store.codes]
@@ -56,7 +61,8 @@ def therapy_lines(store: RecordStore, *, start: str, window: int, horizon: int, 
     followed = np.minimum(followed[: len(first)], np.where(np.isnat(store.death[whose]), followed[: len(first)], death))
     seen_until = moment[store.offsets[whose + 1] - 1]
     soon = followed - began <= horizon * _DAY
-    late = (followed < np.iinfo(np.int64).max) | (seen_until - began > horizon * _DAY)
+    is_followed = followed < np.iinfo(np.int64).max
+    late = is_followed | (seen_until - began > horizon * _DAY)
     frame = pl.DataFrame({"line": line, "drug": [drug_of[code] for code in store.code[at].tolist()]})
     regimens = frame.group_by("line", maintain_order=True).agg(pl.col("drug").unique().sort())
     number = np.arange(len(first)) - np.searchsorted(whose, whose) + 1
@@ -67,6 +73,8 @@ def therapy_lines(store: RecordStore, *, start: str, window: int, horizon: int, 
             "treatment": regimens["drug"],
             "line": number,
             outcome: pl.Series(np.where(soon, 0.0, np.where(late, 1.0, np.nan))).fill_nan(None),
+            f"{time}_time": np.maximum((np.where(is_followed, followed, seen_until) - began) / _DAY, 1.0),
+            f"{time}_event": is_followed,
         }
     )
 

@@ -23,9 +23,10 @@ import numpy as np
 import numpy.typing as npt
 
 ENCODING = "ican-vocabulary"
-VERSION = 1
+VERSION = 2
 PADDING, UNKNOWN, FIRST_KNOWN = 0, 1, 2
-CLIP = 5.0
+FAR = 5.0
+_LIMIT = 15.0
 _ATC = re.compile(r"[A-Z](\d{2}([A-Z]([A-Z](\d{2})?)?)?)?")
 _ATC_LEVELS = (5, 4, 3, 1)
 _ICD10 = re.compile(r"[A-Z]\d[0-9A-Z]\.?[0-9A-Z]{1,4}")
@@ -152,7 +153,7 @@ class Vocabulary:
         -------
         ids : int64 [events]
         values : float32 [events]
-            ``(value - centre) / scale`` within +-5; 0 where there is none.
+            ``(value - centre) / scale``, beyond +-5 its logarithm, within +-15; 0 where there is none.
         has_value : bool [events]
         """
         id_of_code = self._map_codes(events)
@@ -166,7 +167,9 @@ class Vocabulary:
         kept = ~np.isnan(stats[:, 0])
         valued, stats = valued[kept], stats[kept]
         scaled = (events.value[valued].astype(np.float64) - stats[:, 0]) / stats[:, 1]
-        values[valued] = np.clip(scaled, -CLIP, CLIP).astype(np.float32)
+        far = FAR + np.log(np.maximum(np.abs(scaled) / FAR, 1.0))
+        scaled = np.where(np.abs(scaled) > FAR, np.sign(scaled) * np.minimum(far, _LIMIT), scaled)
+        values[valued] = scaled.astype(np.float32)
         has_value[valued] = True
         return ids, values, has_value
 
@@ -177,7 +180,7 @@ class Vocabulary:
         -------
         dict
             ``events`` and ``valued_events`` (counts); ``known``, ``backed_off`` and ``unknown`` (fractions of the
-            events); ``values_kept`` and ``values_at_limit`` (fractions of the valued events: normalised, and clipped).
+            events); ``values_kept`` and ``values_far`` (fractions of the valued events: normalised, and beyond +-5).
         """
         known = np.fromiter((code in self._id for code in events.codes), bool, len(events.codes))[events.code]
         ids, values, has_value = self.encode(events)
@@ -189,7 +192,7 @@ class Vocabulary:
             "unknown": float((ids == UNKNOWN).sum()) / max(n_events, 1),
             "valued_events": n_valued,
             "values_kept": float(has_value.sum()) / max(n_valued, 1),
-            "values_at_limit": float((np.abs(values) >= CLIP).sum()) / max(n_valued, 1),
+            "values_far": float((np.abs(values) >= FAR).sum()) / max(n_valued, 1),
         }
 
     def to_json(self) -> dict[str, Any]:

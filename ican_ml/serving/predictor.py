@@ -18,7 +18,7 @@ import numpy as np
 import onnxruntime
 
 from ican_ml.bundle.read import Arrays, BundleError, open_bundle
-from ican_ml.inputs.answer import summarise
+from ican_ml.inputs.answer import members_of, summarise, uncertainty
 from ican_ml.inputs.encode import collate, encode
 from ican_ml.inputs.patient import PatientError, PatientNotes, read_patient
 from ican_ml.inputs.regimens import INHIBITOR, Regimen
@@ -40,12 +40,16 @@ class Ranked:
     sets
         By calibrated binary task: the answers that are not ruled out at the task's coverage. One, or both or neither
         where it is undecided (:mod:`ican_ml.evaluation.conformal`).
+    uncertainty
+        By task of a model with several members: `aleatoric` and `epistemic`, see
+        :func:`ican_ml.inputs.answer.uncertainty`.
     """
 
     regimen: Regimen
     prediction: dict[str, float]
     unknown_drugs: tuple[str, ...]
     sets: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    uncertainty: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -111,6 +115,11 @@ class Predictor:
         inputs, notes = self.inputs(patient, regimens)
         outputs = self.run(inputs)
         predictions = {task.name: summarise(task, outputs[task.name])[0] for task in self.schema.tasks}
+        doubts = {
+            task.name: uncertainty(task, outputs[members_of(task)])
+            for task in self.schema.tasks
+            if members_of(task) in outputs
+        }
         headline = self.schema.tasks[0]
         sign = 1 if headline.kind == "regression" else -1
         order = np.argsort(sign * predictions[headline.name], kind="stable")
@@ -122,6 +131,10 @@ class Predictor:
                     d for d in regimens[i] if d not in self.schema.drug_id and not d.startswith(INHIBITOR)
                 ),
                 sets={name: c.answer_set(predictions[name][i]) for name, c in self.calibration.items()},
+                uncertainty={
+                    name: {"aleatoric": float(aleatoric[0, i]), "epistemic": float(epistemic[0, i])}
+                    for name, (aleatoric, epistemic) in doubts.items()
+                },
             )
             for i in order
         )
@@ -135,7 +148,7 @@ class Predictor:
         return collate(encoded, np.zeros(1, np.int64)), notes
 
     def run(self, inputs: Arrays) -> Arrays:
-        """The network's outputs by task."""
+        """The network's outputs by name: a task, or what its members say."""
         used = {name: values for name, values in inputs.items() if name in self._input_names}
         return dict(zip(self._output_names, self._session.run(None, used), strict=True))
 

@@ -130,7 +130,8 @@ def fit(
         train, tuning = fit_trees(network, train, tuning, subject=subject, training=training, seed=seed)
         assert network.trees is not None
         grown = zip(network.tasks, network.trees.leaf, strict=True)
-        _log.info("trees grown: %s", ", ".join(f"{int(leaf.any(1).sum())} for {task.name}" for task, leaf in grown))
+        told = ", ".join(f"{int(leaf[0].any(1).sum())} for {task.name}" for task, leaf in grown)
+        _log.info("trees grown: %s%s", told, f", {network.n_members} times" if network.n_members > 1 else "")
     if network.kernel is not None:
         train, tuning = fit_kernel(network, train, tuning, subject=subject, seed=seed)
     wide = fit_wide(network, train, tuning, strengths=training.wide_strengths)
@@ -215,8 +216,9 @@ def predict(
     parts: dict[str, list[Float32]] = {task.name: [] for task in network.tasks}
     with torch.inference_mode():
         for batch in PatientLoader(data, batch_size=batch_size):
-            for name, output in network(batch).items():
-                parts[name].append(output.float().cpu().numpy())
+            outputs = network(batch)
+            for name, found in parts.items():
+                found.append(outputs[name].float().cpu().numpy())
     return {name: _stack(outputs) for name, outputs in parts.items()}
 
 

@@ -4,29 +4,34 @@ The linear and the deep path then learn what the trees leave. On the patients th
 little, so in training each patient's trees come from a growth on other subjects (cross-fitting, as in
 :mod:`ican_ml.training.wide`). The tuning patients say how many trees, and are then grown on too; the scores that they
 are judged by later come from before. Survival is grown on the network's own likelihood of discrete hazards: a tree
-shifts the logits of all intervals.
+shifts the logits of all intervals. Each further member of the ensemble grows under another seed; cross-fitting asks
+the first alone.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from ican_ml.inputs.encode import Float32, Int64
 from ican_ml.inputs.schema import Task
 from ican_ml.model.patient_transformer import PatientTransformer
 from ican_ml.training.config import TrainingConfig
 from ican_ml.training.data import PatientData
+from ican_ml.training.losses import total_loss
 from ican_ml.training.wide import subject_folds
 
 _ROWS = 4096
 _FOLDS = 3
 _LITTLE = 1e-6
+_MIX_SD = 0.2
 Grown = tuple[Int64, Float32, Float32]
 
 
@@ -78,45 +83,98 @@ def fit_trees(
     trees = network.trees
     assert trees is not None
     scores = np.zeros((2, *train.shape, len(network.tasks)), np.float32)
-    most = trees.leaf.shape[1]
+    most = trees.leaf.shape[2]
+    tree_values = [_tree_values(network, data) if len(data.rows) else None for data in (train, tuning)]
     for n, task in enumerate(network.tasks):
-        part, held = (_rows(network, data, task) if len(data.rows) else None for data in (train, tuning))
+        part, held = (None if found is None else found.rows(task) for found in tree_values)
         assert part is not None
         learnable = part.take(part.row_weight > 0)
-        grower = _Grower(task, training, most, trees.depth, seed)
         judged = held.take(held.row_weight > 0) if held is not None else None
-        count, model = grower.stopped(learnable, judged)
-        kept = model if judged is None else grower.grow(learnable.and_rows(judged), count)
-        complete = complete_trees(kept, trees.depth, most)
-        for buffer, found in zip((trees.feature, trees.threshold, trees.leaf), complete, strict=True):
-            buffer[n] = torch.from_numpy(found)
+        every = learnable if judged is None else learnable.and_rows(judged)
+        growers = [_Grower(task, training, most, trees.depth, seed + e) for e in range(network.n_members)]
+        count, stopped = growers[0].stopped(learnable, judged)
+        for e, grower in enumerate(growers):
+            kept = stopped if judged is None and not e else grower.grow(every, count)
+            complete = complete_trees(kept, trees.depth, most)
+            for buffer, found in zip((trees.feature, trees.threshold, trees.leaf), complete, strict=True):
+                buffer[n, e] = torch.from_numpy(found)
+            if held is not None:
+                model = grower.grow(learnable, count) if e else stopped
+                scores[1, held.patient, held.slot, n] += grower.scores(model, held.values) / len(growers)
         fold = subject_folds(subject[part.patient], _FOLDS, seed)
         for f in range(_FOLDS):
             inside = part.take(fold == f)
             if not len(inside.patient):
                 continue
-            others = grower.grow(part.take((fold != f) & (part.row_weight > 0)), count)
-            scores[0, inside.patient, inside.slot, n] = grower.scores(others, inside.values)
-        if held is not None:
-            scores[1, held.patient, held.slot, n] = grower.scores(model, held.values)
-    return train.with_scores(trees=scores[0]), tuning.with_scores(trees=scores[1])
+            others = growers[0].grow(part.take((fold != f) & (part.row_weight > 0)), count)
+            scores[0, inside.patient, inside.slot, n] = growers[0].scores(others, inside.values)
+    trees.mix.copy_(fit_mix(network, train, scores[0]))
+    mixed = scores @ trees.mix.numpy()
+    return train.with_scores(trees=mixed[0]), tuning.with_scores(trees=mixed[1])
 
 
-def _rows(network: PatientTransformer, data: PatientData, task: Task) -> _Rows:
-    """Every regimen that some patient is asked about."""
-    parts = []
+def fit_mix(network: PatientTransformer, train: PatientData, scores: Float32) -> Tensor:
+    """[tasks, tasks]: how much of each task's trees (rows) goes into each task's score (columns).
+
+    By penalised likelihood, with a normal prior of standard deviation 0.2 around the identity. ``scores`` [N, R, tasks]
+    are those of the training patients from trees that did not grow on them.
+    """
+    n_tasks = len(network.tasks)
+    if n_tasks == 1:
+        return torch.eye(1)
+    mix = torch.eye(n_tasks, requires_grad=True)
+    bias = {task.name: torch.zeros_like(network.bias[task.name], requires_grad=True) for task in network.tasks}
+    arrays = {name: torch.from_numpy(values[train.rows]) for name, values in train.outcomes.items()}
+    score_BRN = torch.from_numpy(scores[train.rows])
+    weights = (arrays[f"{task.name}_weight"].reshape(*score_BRN.shape[:2], -1).amax(2) for task in network.tasks)
+    n_episodes_N = torch.stack([weight.sum() for weight in weights]).clamp(min=1)
+    optimiser = torch.optim.LBFGS([mix, *bias.values()], max_iter=100, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimiser.zero_grad()
+        loss = total_loss(network.tasks, network.outputs(score_BRN @ mix, {}, bias), arrays)
+        loss = loss + 0.5 * ((mix - torch.eye(n_tasks)).square().sum(0) / _MIX_SD**2 / n_episodes_N).sum()
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    optimiser.step(closure)  # type: ignore[no-untyped-call]
+    return mix.detach()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _TreeValues:
+    """What the trees split on, [episodes, F], and whose it is: every regimen that some patient is asked about."""
+
+    values: Float32
+    patient: Int64
+    slot: Int64
+    outcomes: Mapping[str, npt.NDArray[Any]]
+
+    def rows(self, task: Task) -> _Rows:
+        target, weight = (
+            self.outcomes[f"{task.name}_{part}"][self.patient, self.slot] for part in ("target", "weight")
+        )
+        return _Rows(values=self.values, target=target, weight=weight, patient=self.patient, slot=self.slot)
+
+
+def _tree_values(network: PatientTransformer, data: PatientData) -> _TreeValues:
+    values, patient, slot = [], [], []
     for start in range(0, len(data.rows), _ROWS):
         rows = data.rows[start : start + _ROWS]
         batch = data.batch(rows)
         with torch.no_grad():
-            values = network.tree_values(batch, network.normalise(batch)[1])
-        target, weight = (batch[f"{task.name}_{part}"][:, : values.shape[1]] for part in ("target", "weight"))
-        asked = torch.from_numpy(data.encoded.regimens.of_row[rows][:, : values.shape[1]] >= 0)
-        row, slot = asked.nonzero(as_tuple=True)
-        found = [array[asked].numpy() for array in (values, target, weight)]
-        parts.append((*found, rows[row.numpy()], slot.numpy()))
-    names = ("values", "target", "weight", "patient", "slot")
-    return _Rows(**{name: np.concatenate(column) for name, column in zip(names, zip(*parts, strict=True), strict=True)})
+            found = network.tree_values(batch, network.normalise(batch)[1])
+        asked = torch.from_numpy(data.encoded.regimens.of_row[rows][:, : found.shape[1]] >= 0)
+        values.append(found[asked].numpy())
+        row, column = asked.nonzero(as_tuple=True)
+        patient.append(rows[row.numpy()])
+        slot.append(column.numpy())
+    return _TreeValues(
+        values=np.concatenate(values),
+        patient=np.concatenate(patient),
+        slot=np.concatenate(slot),
+        outcomes=data.outcomes,
+    )
 
 
 class _Grower:

@@ -24,9 +24,7 @@ from ican_ml.training.data import Batch, PatientData
 from ican_ml.training.losses import total_loss
 
 _FOLDS = 5
-NOTHING = (
-    1e9  # a penalty under which only the biases are fitted: after other paths the linear one has to earn its place
-)
+NOTHING = float("inf")  # only the biases are fitted: after other paths the linear one has to earn its place
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -137,7 +135,7 @@ class _WidePart:
 
 
 def _minimise(network: PatientTransformer, part: _WidePart, penalty: float) -> None:
-    weights = list(network.wide.parameters())
+    weights = list(network.wide.parameters()) if penalty < NOTHING else []
     optimiser = torch.optim.LBFGS(
         weights + list(network.bias.parameters()),
         max_iter=60,
@@ -149,7 +147,8 @@ def _minimise(network: PatientTransformer, part: _WidePart, penalty: float) -> N
     def closure() -> Tensor:
         optimiser.zero_grad()
         loss = part.loss(network)
-        loss = loss + 0.5 * penalty * torch.stack([w.square().sum() for w in weights]).sum()
+        if weights:
+            loss = loss + 0.5 * penalty * torch.stack([w.square().sum() for w in weights]).sum()
         loss.backward()  # type: ignore[no-untyped-call]
         return loss
 

@@ -214,7 +214,8 @@ def test_the_answer_is_the_mean_of_the_members(sim_schema: InputSchema, batch: B
         each = network.member_outputs(batch)
     assert not torch.equal(each[0]["response"], each[1]["response"])
     mean = {name: torch.stack([outputs[name] for outputs in each]).mean(0) for name in each[0]}
-    assert_same(answers(network, batch), mean)
+    members = {f"{name}_members": torch.stack([outputs[name] for outputs in each], 2) for name in each[0]}
+    assert_same(answers(network, batch), mean | members)
 
 
 @pytest.mark.parametrize(

@@ -61,19 +61,52 @@ def test_columns_by_hand() -> None:
     assert spec.names == (
         *("age", "LAB//CEA:count", "DRUG//A:count", "SEX//F:count", "LAB//CEA:recency", "DRUG//A:recency"),
         *("LAB//CEA:last", "LAB//CEA:mean", "LAB//CEA:slope"),
+        *("LAB//CEA:change", "LAB//CEA:above_lowest", "LAB//CEA:below_highest", "LAB//CEA:recent"),
     )
     none, log1p = math.nan, math.log1p
     several = np.polyfit([-30 / YEAR, -30 / YEAR, -90 / YEAR], [2.0, 4.0, 5.0], 1)[0]
     expected = [
-        [61.5, log1p(3), log1p(1), log1p(1), log1p(0), log1p(10), 4.5, 2.5, 1.75],
-        [61.5, log1p(3), 0, 0, log1p(30), none, 3.0, 11 / 3, several],
-        [61.5, log1p(1), 0, 0, log1p(7), none, -1.0, -1.0, 0],
-        [61.5, 0, log1p(2), 0, none, log1p(3), none, none, none],
-        [61.5, none, none, none, none, none, none, none, none],
+        [61.5, log1p(3), log1p(1), log1p(1), log1p(0), log1p(10), 4.5, 2.5, 1.75, 2.5, 3.5, 0, 4.5],
+        [61.5, log1p(3), 0, 0, log1p(30), none, 3.0, 11 / 3, several, -2.0, 1.0, 2.0, 11 / 3],
+        [61.5, log1p(1), 0, 0, log1p(7), none, -1.0, -1.0, 0, none, 0, 0, -1.0],
+        [61.5, 0, log1p(2), 0, none, log1p(3), *[none] * 7],
+        [61.5, *[none] * 12],
     ]
     found = compute(spec, ROWS)
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_groups_by_hand() -> None:
+    codes = ("DRUG//A//START", "DRUG//A//STOP", "DRUG//B//START", "SEX//F", "SEX//M")
+    parents = {"DRUG//A//START": ("CHEMO",), "DRUG//B//START": ("CHEMO",)}
+    vocabulary = Vocabulary(codes=codes, normal={}, parents=parents)
+    rows = [[(2, 400.0, None), (3, 100.0, None), (4, 20.0, None), (5, -1.0, None)], [(6, -1.0, None)], []]
+    parts = flat(rows)
+    events = Events(
+        offsets=parts["offsets"],
+        code=(parts["ids"] - FIRST_KNOWN).astype(np.int32),
+        value=np.full(5, np.nan, np.float32),
+        unit=np.zeros(5, np.int32),
+        gap=parts["gap"],
+        age=np.full(3, np.nan, np.float32),
+        codes=codes,
+        parents=parents,
+    )
+    spec = fit_aggregates(vocabulary, events, most=32, min_rows=1)
+    names = ("CHEMO", "DRUG", "DRUG//A", "SEX")
+    assert spec.groups == ((2, 4), (2, 3, 4), (2, 3), (5, 6)), "CHEMO and DRUG//*//START are the same: named once"
+    blocks = ("count", "recency", "count_30d", "count_90d", "count_180d", "count_365d")
+    assert spec.names[-24:] == tuple(f"{name}:{block}" for block in blocks for name in names)
+    first = dict(zip(spec.names, compute(spec, rows)[0], strict=True))
+    expected = {"CHEMO": (2, 20, 1, 1, 1, 1), "DRUG": (3, 20, 1, 1, 2, 2), "DRUG//A": (2, 100, 0, 0, 1, 1)}
+    for name, numbers in expected.items():
+        np.testing.assert_allclose([first[f"{name}:{block}"] for block in blocks], np.log1p(numbers), rtol=1e-6)
+    assert first["SEX:count"] == np.float32(math.log(2))
+    assert math.isnan(first["SEX:recency"])
+    assert (first["SEX:count_365d"], compute(spec, rows)[1, spec.names.index("DRUG:count")]) == (0, 0)
+    assert np.isnan(compute(spec, rows)[2, 1:]).all()
+    assert len(fit_aggregates(vocabulary, events, most=5, min_rows=1).groups) == 1, "an eighth as many"
 
 
 def test_a_static_code_has_no_recency_and_no_slope() -> None:
@@ -133,6 +166,6 @@ def test_json_restores_the_columns() -> None:
     document = json.loads(json.dumps(spec.to_json()))
     assert Aggregates.from_json(document) == spec
     with pytest.raises(
-        ValueError, match="expected encoding 'ican-aggregates' version 1, got 'ican-aggregates' version 2"
+        ValueError, match="expected encoding 'ican-aggregates' version 2, got 'ican-aggregates' version 1"
     ):
-        Aggregates.from_json(document | {"version": 2})
+        Aggregates.from_json(document | {"version": 1})

@@ -31,17 +31,17 @@ ROWS: list[Row] = [
 
 
 def _lines(store: RecordStore) -> pl.DataFrame:
-    return therapy_lines(store, start=START, window=28, horizon=180, outcome="response")
+    return therapy_lines(store, start=START, window=28, horizon=180, outcome="response", time="tnt")
 
 
 def test_lines_by_hand() -> None:
     found = _lines(make_store(ROWS)).with_columns(pl.col("prediction_time").dt.to_string("%F"))
     assert found.rows() == [
-        (1, "2020-01-09", ["A", "B"], 1, 0.0),
-        (1, "2020-02-07", ["C"], 2, 1.0),
-        (1, "2021-02-07", ["A"], 3, 1.0),
-        (2, "2019-12-31", ["A"], 1, 0.0),
-        (3, "2019-12-31", ["A"], 1, None),
+        (1, "2020-01-09", ["A", "B"], 1, 0.0, 29.0, True),
+        (1, "2020-02-07", ["C"], 2, 1.0, 366.0, True),
+        (1, "2021-02-07", ["A"], 3, 1.0, 181.0, False),
+        (2, "2019-12-31", ["A"], 1, 0.0, 60.0, True),
+        (3, "2019-12-31", ["A"], 1, None, 121.0, False),
     ]
     assert _lines(make_store(ROWS[:1])).is_empty()
 

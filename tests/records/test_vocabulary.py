@@ -130,12 +130,13 @@ def test_a_value_in_an_unseen_unit_or_of_a_backed_off_code_is_no_value(events_of
     assert vocabulary.coverage(events)["values_kept"] == 0
 
 
-def test_values_are_clipped_and_a_constant_has_scale_one(events_of: EventsOf) -> None:
+def test_far_values_are_logarithmic_and_a_constant_has_scale_one(events_of: EventsOf) -> None:
     vocabulary = fit_vocabulary(events_of(*[(s, "X", 3.0, "") for s in range(10)]), min_subjects=10)
     assert vocabulary.normal == {("X", ""): (3.0, 1.0)}
-    _, values, has_value = vocabulary.encode(events_of((0, "X", 1e30, ""), (1, "X", -1e30, ""), (2, "X", 4.0, "")))
+    given = [1e30, -1e30, 4.0, 8.0, 503.0]
+    _, values, has_value = vocabulary.encode(events_of(*[(s, "X", value, "") for s, value in enumerate(given)]))
     assert has_value.all()
-    assert values.tolist() == [5.0, -5.0, 1.0]
+    np.testing.assert_allclose(values, [15.0, -15.0, 1.0, 5.0, 5 + np.log(100)], rtol=1e-6)
 
 
 def test_no_statistic_describes_a_few_people(events_of: EventsOf) -> None:
@@ -150,7 +151,7 @@ def test_coverage_counts_every_event(events_of: EventsOf) -> None:
     )
     coverage = vocabulary.coverage(events)
     assert (coverage["events"], coverage["known"], coverage["backed_off"], coverage["unknown"]) == (4, 0.5, 0.25, 0.25)
-    assert (coverage["valued_events"], coverage["values_kept"], coverage["values_at_limit"]) == (2, 0.5, 0)
+    assert (coverage["valued_events"], coverage["values_kept"], coverage["values_far"]) == (2, 0.5, 0)
 
 
 def test_general_ids_name_what_a_code_would_back_off_to(events_of: EventsOf) -> None:
@@ -170,17 +171,17 @@ def test_json_restores_the_same_bits(events_of: EventsOf) -> None:
     vocabulary = fit_vocabulary(events, min_subjects=5)
     document = json.loads(json.dumps(vocabulary.to_json()))
     assert document["encoding"] == "ican-vocabulary"
-    assert document["version"] == 1
+    assert document["version"] == 2
     restored = Vocabulary.from_json(document)
     assert restored == vocabulary
     for before, after in zip(vocabulary.encode(events), restored.encode(events), strict=True):
         assert before.tobytes() == after.tobytes()
 
 
-@pytest.mark.parametrize("change", [{"encoding": "ican-aggregates"}, {"version": 2}, {"encoding": None}])
+@pytest.mark.parametrize("change", [{"encoding": "ican-aggregates"}, {"version": 1}, {"encoding": None}])
 def test_other_documents_are_refused(change: dict[str, object]) -> None:
     document = Vocabulary(codes=(), normal={}, parents={}).to_json() | change
-    with pytest.raises(ValueError, match="expected encoding 'ican-vocabulary' version 1"):
+    with pytest.raises(ValueError, match="expected encoding 'ican-vocabulary' version 2"):
         Vocabulary.from_json(document)
 
 

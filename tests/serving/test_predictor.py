@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 import torch
 
+from ican_ml.bundle.export import export_bundle
 from ican_ml.cohort.cohort import Cohort
 from ican_ml.inputs.answer import summarise
 from ican_ml.inputs.assemble import CohortStates, as_dictionary
 from ican_ml.inputs.encode import collate, encode
 from ican_ml.inputs.patient import PatientError
 from ican_ml.inputs.schema import InputSchema
-from ican_ml.model.patient_transformer import PatientTransformer
+from ican_ml.model.patient_transformer import ModelConfig, PatientTransformer
 from ican_ml.records.store import RecordStore
 from ican_ml.serving.predictor import Predictor, Ranked
 
@@ -168,3 +169,36 @@ def test_a_regimen_that_cannot_be_used_is_refused(predictor: Predictor, regimens
 def test_a_patient_that_cannot_be_used_is_refused(predictor: Predictor, value: object) -> None:
     with pytest.raises(PatientError, match=r"^omics\.expression\.ERBB2: expected a"):
         predictor.predict({"omics": {"expression": {"ERBB2": value}}}, [("A",)])
+
+
+def test_members_say_what_they_do_not_know(
+    sim_schema: InputSchema, patient: dict[str, Any], regimens: Regimens, predictor: Predictor, tmp_path: Path
+) -> None:
+    torch.manual_seed(3)
+    network = PatientTransformer(ModelConfig(width=8, heads=2, omics_layers=0, trees=2, members=3), sim_schema)
+    with torch.no_grad():
+        for member in network.members:
+            for head in member.heads.values():
+                head[-1].weight.normal_()
+        assert network.trees is not None
+        network.trees.feature.random_(network.trees.n_values)
+        network.trees.threshold.normal_()
+        network.trees.leaf.normal_()
+    export_bundle(network, sim_schema, tmp_path / "bundle")
+    several = Predictor(tmp_path / "bundle")
+    asked = several.run(several.inputs(patient, regimens)[0])
+    for ranked in several.predict(patient, regimens).ranked:
+        r = regimens.index(ranked.regimen)
+        probability = 1 / (1 + np.exp(-asked["response_members"][0, r].astype(float)))
+        doubt = ranked.uncertainty["response"]
+        mean = probability.mean()
+        assert doubt["epistemic"] > 1e-4
+        assert doubt["epistemic"] + doubt["aleatoric"] == pytest.approx(
+            -(mean * np.log2(mean) + (1 - mean) * np.log2(1 - mean))
+        )
+        value = asked["sensitivity_members"][0, r].astype(float)
+        expected = {"aleatoric": np.exp(value[:, 1]).mean() ** 0.5, "epistemic": value[:, 0].std()}
+        assert ranked.uncertainty["sensitivity"] == pytest.approx(expected)
+        assert ranked.uncertainty["os"]["epistemic"] > 0
+        assert 0 < ranked.uncertainty["os"]["aleatoric"] <= sim_schema.tasks[1].edges[-1] / 2
+    assert not _ask(predictor, patient, regimens)[regimens[0]].uncertainty, "one member has nobody to disagree with"
