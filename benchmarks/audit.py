@@ -36,7 +36,7 @@ from ican_ml.config import (
     TaskConfig,
 )
 from ican_ml.inputs.fit import InputConfig
-from ican_ml.pipeline import prepare
+from ican_ml.prepare import prepare
 
 PERMUTATIONS = 10
 TOLERANCE = 0.02

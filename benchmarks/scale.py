@@ -145,7 +145,7 @@ def train() -> dict[str, float]:
 
     from ican_ml.config import RunConfig
     from ican_ml.fold import encode_fold, fit_schema
-    from ican_ml.pipeline import prepare
+    from ican_ml.prepare import prepare
     from ican_ml.training import data, loop
 
     cohort = _FOLDER / "cohort"

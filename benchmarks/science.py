@@ -302,7 +302,7 @@ def _read(folder: Path, arguments: list[str], scorers: tuple[str, ...]) -> list[
     from omegaconf import OmegaConf
 
     from ican_ml.config import RunConfig
-    from ican_ml.pipeline import prepare
+    from ican_ml.prepare import prepare
 
     os.chdir(ROOT)
     ConfigStore.instance().store(name="run_config", node=RunConfig)

@@ -117,7 +117,7 @@ def _difference(path: Path, response: dict[str, Any]) -> float:
     with initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "configs")):
         config = OmegaConf.to_object(compose("config", ["experiment=demo"]))
     assert isinstance(config, RunConfig)
-    network, schema = load_fitted(FOLDER / "private" / "split" / "fit", config)
+    network, schema = load_fitted(FOLDER / "private" / "split" / "fit")
     cohort = read_cohort(path)
     schema = replace(
         schema,

@@ -114,11 +114,43 @@ class LandmarksConfig:
 
 
 @dataclass(kw_only=True, slots=True)
+class PretrainingConfig:
+    """Episodes made of the records in place of the cohort's own.
+
+    Attributes
+    ----------
+    per_subject
+        How many; 0 = the cohort's own episodes.
+    outcomes
+        Name to a regular expression of codes: see :mod:`ican_ml.training.pretraining`.
+    """
+
+    per_subject: int = 0
+    outcomes: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.per_subject < 0:
+            raise ValueError(f"cohort.pretraining.per_subject: expected 0 or more, got {self.per_subject}")
+        for name, pattern in self.outcomes.items():
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(
+                    f"cohort.pretraining.outcomes.{name}: expected a regular expression, got {pattern!r} ({error})"
+                ) from None
+
+
+@dataclass(kw_only=True, slots=True)
 class CohortConfig:
-    """Which cohort, and which of its families of episodes (its ``task`` column; null = it has only one)."""
+    """Which cohort, and which of its families of episodes (its ``task`` column; null = it has only one).
+
+    ``indications``: only these; null = all.
+    """
 
     path: str = "???"
     family: str | None = None
+    indications: list[str] | None = None
+    pretraining: PretrainingConfig = field(default_factory=PretrainingConfig)
     lines: LinesConfig = field(default_factory=LinesConfig)
     landmarks: LandmarksConfig = field(default_factory=LandmarksConfig)
     simulate: SimulateConfig = field(default_factory=SimulateConfig)
@@ -161,6 +193,8 @@ class SplitConfig:
         holds it. Null: every indication, or site, in turn.
     after
         For ``time``: rows at or after this date are held out; or the share of rows that lie before.
+    train_subjects
+        Train and tune on so many subjects at most, drawn by the seed: for learning curves. Null: on all.
     """
 
     method: Method = Method.file
@@ -171,8 +205,11 @@ class SplitConfig:
     held_out_fraction: float = 0.2
     value: str | None = None
     after: str | None = None
+    train_subjects: int | None = None
 
     def __post_init__(self) -> None:
+        if self.train_subjects is not None and self.train_subjects < 2:
+            raise ValueError(f"split.train_subjects: expected at least 2, got {self.train_subjects}")
         for name in ("tuning_fraction", "held_out_fraction"):
             if not 0 < getattr(self, name) < 1:
                 raise ValueError(f"split.{name}: expected a share between 0 and 1, got {getattr(self, name)}")
@@ -240,11 +277,19 @@ class RunConfig:
         if not self.name or any(c in self.name for c in "/\\") or self.name.startswith("."):
             raise ValueError(f"name: expected a plain folder name, got {self.name!r}")
         kinds = {outcome.name: outcome.kind for outcome in self.task.outcomes}
-        lines = self.cohort.lines
-        if lines.start is not None and kinds.get(lines.outcome) is not Kind.binary:
+        lines, pretraining = self.cohort.lines, self.cohort.pretraining
+        survival = {name for name, kind in kinds.items() if kind is Kind.survival}
+        if pretraining.per_subject and not (survival and survival == set(pretraining.outcomes)):
             raise ValueError(
-                f"cohort.lines.outcome: expected a binary outcome of the task ({_named(kinds)}), got "
-                f"{lines.outcome!r}; name one, or set cohort.lines.start=null"
+                f"cohort.pretraining.outcomes: expected the survival outcomes of the task ({_named(kinds)}), got "
+                f"{', '.join(pretraining.outcomes) or 'none'}"
+            )
+        wanted = {lines.outcome: Kind.binary, lines.time: Kind.survival}
+        if lines.start is not None and not any(kinds.get(name) is kind for name, kind in wanted.items()):
+            raise ValueError(
+                f"cohort.lines: expected a binary outcome {lines.outcome!r} or a survival outcome {lines.time!r} in "
+                f"the task, got {_named(kinds)}; name them in cohort.lines.outcome and cohort.lines.time, or set "
+                "cohort.lines.start=null"
             )
         if self.cohort.landmarks.per_episode and Kind.survival not in kinds.values():
             raise ValueError(

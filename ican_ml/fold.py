@@ -23,7 +23,7 @@ from ican_ml.evaluation.outcome import Outcome
 from ican_ml.inputs.answer import Float64, summarise
 from ican_ml.inputs.assemble import CohortStates, assemble
 from ican_ml.inputs.encode import EncodedPatients, Float32, Int64, encode
-from ican_ml.inputs.fit import fit_schema
+from ican_ml.inputs.fit import fit_schema, refit_tasks
 from ican_ml.inputs.schema import InputSchema
 from ican_ml.model.patient_transformer import PatientTransformer
 from ican_ml.records.lines import beside, therapy_lines
@@ -170,15 +170,14 @@ def with_further(prepared: Prepared, split: Split) -> tuple[Prepared, Split, Flo
     )
 
 
-def fit_fold(config: RunConfig, prepared: Prepared, split: Split) -> Fold:
-    """Fit the schema on the training episodes, then encode all."""
+def fit_fold(config: RunConfig, prepared: Prepared, split: Split, pretrained: InputSchema | None = None) -> Fold:
+    """Fit the schema on the training episodes, of a pretrained one the tasks alone, then encode all."""
+    outcomes = [(o.name, o.kind.value) for o in config.task.outcomes]
+    train = prepared.episodes[split.train]
+    if pretrained is not None:
+        return encode_fold(config, prepared, refit_tasks(pretrained, train, config.inputs, outcomes=outcomes))
     schema = fit_schema(
-        prepared.cohort,
-        prepared.store,
-        prepared.episodes[split.train],
-        config.inputs,
-        outcomes=[(o.name, o.kind.value) for o in config.task.outcomes],
-        backend=config.encoding.choice,
+        prepared.cohort, prepared.store, train, config.inputs, outcomes=outcomes, backend=config.encoding.choice
     )
     return encode_fold(config, prepared, schema)
 

@@ -12,9 +12,9 @@ import shutil
 import subprocess
 import sys
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -25,28 +25,24 @@ from ican_ml.audit.audit import Audit, audit_cohort
 from ican_ml.audit.permutation import LINEAR
 from ican_ml.bundle.export import export_bundle, parity
 from ican_ml.bundle.read import open_bundle
-from ican_ml.cohort.cohort import Cohort, read_cohort
-from ican_ml.cohort.simulate import simulate
+from ican_ml.cohort.cohort import Cohort
 from ican_ml.cohort.simulate_truth import read_truth
-from ican_ml.cohort.split import Split, folds, split_episodes, values_in_turn
-from ican_ml.config import Method, RunConfig
+from ican_ml.config import RunConfig
 from ican_ml.evaluation.conformal import calibrations
 from ican_ml.fold import (
     Prepared,
     baseline_scores,
     encode_fold,
     fit_fold,
-    further_episodes,
     network_scores,
     with_further,
-    without_treatments,
 )
 from ican_ml.inputs.answer import Float64
 from ican_ml.inputs.assemble import as_dictionary, assemble
 from ican_ml.inputs.encode import collate, encode
 from ican_ml.inputs.schema import InputSchema
-from ican_ml.model.patient_transformer import PatientTransformer
-from ican_ml.records.meds import read_records
+from ican_ml.model.patient_transformer import ModelConfig, PatientTransformer
+from ican_ml.prepare import prepare
 from ican_ml.results import (
     MODEL,
     ORACLE,
@@ -56,16 +52,13 @@ from ican_ml.results import (
     results_table,
     write_run_report,
 )
-from ican_ml.run_folder import RunFolder, Stage, data_hash, stage_key
+from ican_ml.run_folder import RESULT, RunFolder, Stage, data_hash, stage_key
 from ican_ml.training.loggers import close_loggers, run_loggers
 from ican_ml.training.loop import fit
-from ican_ml.training.outcomes import read_outcomes
-
-if TYPE_CHECKING:
-    import polars as pl
 
 _log = logging.getLogger(__name__)
-_NETWORK, _SCHEMA = "network.pt", "schema.json"
+_NETWORK, _SCHEMA, _MODEL, _SUBJECTS, _EARLIER = "network.pt", "schema.json", "model.json", "subjects.npy", "earlier"
+Int64 = npt.NDArray[np.int64]
 
 
 def run(config: RunConfig) -> Path:
@@ -86,86 +79,49 @@ def run(config: RunConfig) -> Path:
     return folder.root
 
 
-def prepare(config: RunConfig) -> Prepared:
-    """Read the cohort (simulating it first where the configuration says so), its outcomes and its splits."""
-    path = Path(config.cohort.path)
-    if not path.exists() and config.cohort.simulate.subjects:
-        _log.info("simulating %d subjects, seed %d", config.cohort.simulate.subjects, config.cohort.simulate.seed)
-        part = path.with_name(path.name + ".part")
-        shutil.rmtree(part, ignore_errors=True)
-        simulate(part, subjects=config.cohort.simulate.subjects, seed=config.cohort.simulate.seed)
-        part.rename(path)
-    cohort = read_cohort(path, task=config.cohort.family, modalities=config.inputs.modalities)
-    store = stores = None
-    if cohort.has_records and config.inputs.records:
-        stores = Path(config.runs) / ".records"
-        stores.mkdir(parents=True, exist_ok=True)
-        (stores / ".gitignore").write_text("*\n")
-        store = read_records(path, stores)
-    if not config.inputs.treatments:
-        cohort = replace(cohort, episodes=without_treatments(cohort.episodes))
-    outcomes = read_outcomes(cohort.episodes, {o.name: o.kind.value for o in config.task.outcomes})
-    splits = _splits(config, cohort.episodes)
-    _log.info(
-        "cohort %s: %d episodes of %d subjects; %s; %s; %d fold(s)",
-        cohort.name,
-        len(cohort.episodes),
-        cohort.episodes["subject_id"].n_unique(),
-        ", ".join(f"{m.name} {m.matrix.n_rows:,} x {len(m.features):,}" for m in cohort.modalities.values())
-        or "no omics",
-        f"{len(store.code):,} record events" if store else "no records",
-        len(splits),
-    )
-    return Prepared(
-        cohort=cohort,
-        store=store,
-        episodes=cohort.episodes,
-        outcomes=outcomes,
-        splits=splits,
-        data_hash=data_hash(path),
-        stores=stores,
-        further=further_episodes(config, cohort, store, outcomes),
-    )
-
-
-def load_fitted(folder: Path, config: RunConfig) -> tuple[PatientTransformer, InputSchema]:
+def load_fitted(folder: Path) -> tuple[PatientTransformer, InputSchema]:
     """The network and schema that a fit stage left."""
     schema = InputSchema.from_json(json.loads((folder / _SCHEMA).read_text()))
-    network = PatientTransformer(config.model, schema)
+    model = ModelConfig(**json.loads((folder / _MODEL).read_text()))
+    earlier = load_fitted(folder / _EARLIER)[0] if (folder / _EARLIER).exists() else None
+    network = PatientTransformer(model, schema, earlier)
     network.load_state_dict(torch.load(folder / _NETWORK, weights_only=True))
     return network.eval(), schema
 
 
-def _splits(config: RunConfig, episodes: pl.DataFrame) -> dict[str, Split]:
-    split = config.split
-    settings: dict[str, Any] = {
-        "seed": config.seed,
-        "fold_column": split.fold_column,
-        "tuning_fraction": split.tuning_fraction,
-        "held_out_fraction": split.held_out_fraction,
-        "by_subject": split.by_subject,
-        "after": split.after,
-    }
-    if split.method is Method.folds:
-        numbers = folds(episodes, split.fold_column)
-        return {f"fold-{n}": split_episodes(episodes, method="fold", fold=n, **settings) for n in numbers}
-    if split.method in (Method.indication, Method.site) and split.value is None:
-        method = split.method.value
-        values = values_in_turn(episodes, method)
-        _log.info("held out in turn: %s", ", ".join(values))
-        return {
-            f"{method}-{n}": split_episodes(episodes, method=method, value=value, **settings)
-            for n, value in enumerate(values)
-        }
-    settings["value"] = split.value
-    name = f"fold-{split.fold}" if split.method is Method.fold else "split"
-    return {name: split_episodes(episodes, method=split.method.value, fold=split.fold, **settings)}
+def _pretrained(config: RunConfig, name: str) -> Path | None:
+    """The fit stage that ``training.init_from`` names: of the same fold, or the only one."""
+    if config.training.init_from is None:
+        return None
+    private = Path(config.runs) / config.training.init_from / "private"
+    found = sorted(path.parent for path in private.glob(f"*/fit/{RESULT}"))
+    same = [path for path in found if path.parent.name == name]
+    if len(same or found) != 1:
+        had = ", ".join(path.parent.name for path in found) or "none"
+        raise ValueError(
+            f"training.init_from: expected a finished run {config.training.init_from!r} with one fit, or one of "
+            f"{name}, got {had}; run python train.py experiment=pretrain name={config.training.init_from}, with the "
+            "same split"
+        )
+    return (same or found)[0]
+
+
+def _check_apart(source: Path, subjects: Int64) -> None:
+    """No subject that tunes or is held out may have been pretrained on."""
+    seen = int(np.isin(np.unique(subjects), np.load(source / _SUBJECTS)).sum())
+    if seen:
+        raise ValueError(
+            f"training.init_from: expected a run that has not seen the subjects to tune on and held out, got one that "
+            f"saw {seen} of them; pretrain with the same split and seed"
+        )
 
 
 def _key(config: RunConfig, prepared: Prepared, name: str, *parts: str) -> str:
     document = asdict(config)
     used = {part: document[part] for part in ("seed", "task", "split", "inputs", *parts)}
-    of = [document["cohort"][part] for part in ("family", "lines", "landmarks")]
+    of = [document["cohort"][part] for part in ("family", "indications", "pretraining", "lines", "landmarks")]
+    source = _pretrained(config, name)
+    of.append((source / "key").read_text() if source is not None else None)
     return stage_key(used, *of, prepared.data_hash, name, ican_ml.__version__)
 
 
@@ -175,9 +131,19 @@ def _fit_fold(config: RunConfig, prepared: Prepared, folder: RunFolder, name: st
         _log.info("%s: already fitted", name)
         return stage
     started = time.monotonic()
+    earlier, source = None, _pretrained(config, name)
     prepared, split, weight = with_further(prepared, prepared.splits[name])
-    fold = fit_fold(config, prepared, split)
+    subject = prepared.episodes["subject_id"].to_numpy()
+    np.save(stage.folder / _SUBJECTS, np.unique(subject[split.train]))
+    if source is None:
+        fold = fit_fold(config, prepared, split)
+    else:
+        _check_apart(source, subject[np.concatenate([split.tuning, split.held_out])])
+        shutil.copytree(source, stage.folder / _EARLIER, ignore=shutil.ignore_patterns("*.ckpt"), dirs_exist_ok=True)
+        earlier, known = load_fitted(stage.folder / _EARLIER)
+        fold = fit_fold(config, prepared, split, known)
     schema = fold.schema
+    (stage.folder / _MODEL).write_text(json.dumps(asdict(config.model)))
     (stage.folder / _SCHEMA).write_text(json.dumps(schema.to_json()))
     train, tuning = fold.data(prepared.outcomes, split.train, split.tuning, weight=weight)
     _log.info(
@@ -201,6 +167,7 @@ def _fit_fold(config: RunConfig, prepared: Prepared, folder: RunFolder, name: st
         folder=stage.folder,
         seed=config.seed,
         subject=fold.states.subject_id,
+        earlier=earlier,
         curve_file=folder.root / "logs" / f"{name}.csv",
         loggers=run_loggers(config.logger, folder.root, name),
     )
@@ -219,7 +186,7 @@ def _score_fold(config: RunConfig, prepared: Prepared, folder: RunFolder, name: 
     key = _key(config, prepared, name, "model", "training", "trainer")
     stage = folder.stage(f"{name}/scores", stage_key(key, asdict(config.evaluation)["baselines"]))
     if not stage.is_done:
-        network, schema = load_fitted(fitted.folder, config)
+        network, schema = load_fitted(fitted.folder)
         fold = encode_fold(config, prepared, schema)
         arrays = {f"{task}/{MODEL}": values for task, values in network_scores(network, fold, rows).items()}
         if config.evaluation.baselines:
@@ -243,7 +210,7 @@ def _export(config: RunConfig, prepared: Prepared, folder: RunFolder, fitted: St
     stage = folder.stage("export", fitted.key)
     if stage.is_done and data_hash(bundle) == stage.result()["bundle"]:
         return float(stage.result()["difference"])
-    network, schema = load_fitted(fitted.folder, config)
+    network, schema = load_fitted(fitted.folder)
     calibration = calibrations(fitted.result()["calibration"])
     difference = export_bundle(network, schema, bundle, calibration=calibration)
     rows = next(iter(prepared.splits.values())).held_out[:256]

@@ -13,6 +13,7 @@ import h5py
 import numpy as np
 import polars as pl
 import pytest
+import torch
 
 from ican_ml import pipeline
 from ican_ml.bundle.export import export_bundle
@@ -22,8 +23,10 @@ from ican_ml.config import (
     EvaluationConfig,
     Kind,
     LandmarksConfig,
+    LinesConfig,
     Method,
     OutcomeConfig,
+    PretrainingConfig,
     RunConfig,
     SplitConfig,
     TaskConfig,
@@ -247,6 +250,39 @@ def test_survival_is_trained_on_landmarks_too(cohort: Path, tmp_path: Path, quic
     assert own < once <= 2 * own
     assert twice - own == 2 * (once - own)
     assert len(np.unique(np.stack(scores), axis=0)) == 3
+
+
+def test_a_run_starts_from_one_that_was_pretrained_on_records(cohort: Path, tmp_path: Path, quick: None) -> None:
+    folds = SplitConfig(method=Method.fold, fold=1)
+    start = "DRUG//(.+)//START"
+    pretraining = replace(
+        configured(cohort, tmp_path, name="before", split=folds),
+        cohort=CohortConfig(
+            path=str(cohort),
+            pretraining=PretrainingConfig(per_subject=2, outcomes={"tnt": f"{start}|MEDS_DEATH"}),
+            lines=LinesConfig(start=start),
+        ),
+        task=TaskConfig(outcomes=[OutcomeConfig(name="tnt", kind=Kind.survival)]),
+    )
+    assert list(metrics_of(pipeline.run(pretraining))["tasks"]) == ["tnt"]
+    training = TrainingConfig(epochs=1, batch_size=64, wide_strengths=[300.0], init_from="before")
+    few = replace(folds, train_subjects=40)
+    config = configured(cohort, tmp_path, name="after", split=few, training=training)
+    folder = pipeline.run(config)
+    assert metrics_of(folder)["tasks"]["response"]
+    network, schema = pipeline.load_fitted(folder / "private" / "fold-1" / "fit")
+    source, known = pipeline.load_fitted(tmp_path / "before" / "private" / "fold-1" / "fit")
+    assert (schema.vocabulary, schema.summary_names) == (known.vocabulary, known.summary_names)
+    assert network.earlier is not None
+    for name, value in source.state_dict().items():
+        torch.testing.assert_close(network.earlier.state_dict()[name], value)  # averaged with itself: the last bit
+    assert network.wide.earlier.abs().sum() > 0
+    assert export_bundle(network, schema, tmp_path / "bundle") <= 1e-5
+    seen = replace(config, name="seen", split=replace(few, fold=0))
+    with pytest.raises(ValueError, match="expected a run that has not seen the subjects to tune on and held out, got"):
+        pipeline.run(seen)
+    with pytest.raises(ValueError, match=r"expected a finished run .nowhere. .* got none"):
+        pipeline.run(replace(config, training=replace(training, init_from="nowhere")))
 
 
 def scores_of(config: RunConfig) -> dict[str, Any]:

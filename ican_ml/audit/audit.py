@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ican_ml.audit.bookkeeping import BOOKKEEPING, INDICATION, Cap, bookkeeping_scores
+from ican_ml.audit.bookkeeping import BOOKKEEPING, INDICATION, bookkeeping_scores
 from ican_ml.audit.measure import CHANCE, headline, held_out_metric, labelled_rows
 from ican_ml.audit.permutation import Permutations, audit_permutations
 from ican_ml.config import RunConfig
@@ -24,6 +24,7 @@ from ican_ml.evaluation.report import Section, metric_label
 from ican_ml.evaluation.table import Cell, MeanSd
 from ican_ml.evaluation.weighted import WeightedMetric
 from ican_ml.fold import Prepared, baseline_scores, fit_fold
+from ican_ml.records.caps import Cap
 
 FULL, DIFFERENCE = "full information", "bookkeeping minus indication"
 MARGIN = 0.05

@@ -16,7 +16,7 @@ Columns of an episode, from events and samples at or before its prediction time 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -29,7 +29,7 @@ from ican_ml.evaluation.design import Design
 from ican_ml.evaluation.outcome import FloatArray, IntArray
 from ican_ml.fold import Prepared
 from ican_ml.inputs.assemble import CohortStates, assemble
-from ican_ml.records.store import RecordStore
+from ican_ml.records.caps import Cap, code_groups, find_caps
 from ican_ml.results import episode_labels
 
 if TYPE_CHECKING:
@@ -39,16 +39,6 @@ if TYPE_CHECKING:
 
 INDICATION, BOOKKEEPING = "indication alone", "bookkeeping alone"
 _WINDOWS = (30, 90, 365)
-_CAP_LEAST, _CAP_SUBJECTS, _CAP_SHARE, _CAP_SPIKE = 10, 10, 0.01, 5
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Cap:
-    """A group of codes of which many subjects have exactly the same, largest number of dated events."""
-
-    group: str
-    events: int
-    subjects: int
 
 
 def bookkeeping_scores(
@@ -79,28 +69,6 @@ def bookkeeping_scores(
                 found = fit_baselines(design, outcome, *parts, seed=config.seed, threads=threads)
             scores |= {(name, information, baseline): values for baseline, values in found.items()}
     return scores, caps
-
-
-def find_caps(store: RecordStore, subject_id: IntArray) -> list[Cap]:
-    """Groups of codes (``LAB``, ``LAB//CEA``: first and first two parts) that look cut at a number of rows.
-
-    That is: the largest number of dated events that any subject has is at least 10, at least 10 subjects and 1% of
-    those with any have exactly it, and they are 5 times as many as on average have one to five fewer.
-    """
-    position, found = find_subjects(store.subject_id, subject_id)
-    chosen = np.zeros(len(store.subject_id), bool)
-    chosen[position[found]] = True
-    subject = np.repeat(np.arange(len(chosen)), np.diff(store.offsets))
-    at = np.flatnonzero(chosen[subject] & ~np.isnat(store.time))
-    caps = []
-    for group, members in _groups(store.codes).items():
-        count = np.bincount(subject[at[members[store.code[at]]]], minlength=len(chosen))
-        most = int(count.max(initial=0))
-        having, at_most = int((count > 0).sum()), int((count == most).sum())
-        below = int(((count >= most - 5) & (count < most)).sum()) / 5
-        if most >= _CAP_LEAST and at_most >= max(_CAP_SUBJECTS, _CAP_SHARE * having, _CAP_SPIKE * below):
-            caps.append(Cap(group=group, events=most, subjects=at_most))
-    return caps
 
 
 def bookkeeping_columns(states: CohortStates, modalities: list[Modality], caps: list[Cap]) -> NDArray[np.float32]:
@@ -144,7 +112,7 @@ def _event_columns(events: Events) -> list[FloatArray]:
 def _cap_columns(events: Events, caps: list[Cap]) -> list[FloatArray]:
     if not caps:
         return []
-    rows, groups = events.row_ids(), _groups(events.codes)
+    rows, groups = events.row_ids(), code_groups(events.codes)
     reached = []
     for cap in caps:
         count = np.bincount(rows[groups[cap.group][events.code] & (events.gap >= 0)], minlength=events.n_rows)
@@ -163,21 +131,6 @@ def _samples(modality: Modality, states: CohortStates) -> IntArray:
     start, stop = first[position], np.append(first[1:], len(order))[position]
     limit = states.prediction_time.astype("datetime64[us]").view(np.int64)
     return np.where(found, end_of_known(moment[order], start, stop, limit) - start, 0)
-
-
-def _groups(codes: tuple[str, ...]) -> dict[str, NDArray[np.bool_]]:
-    """First part, or first two, of codes -> bool [codes]; of groups with the same codes the shortest stays."""
-    parts = [code.split("//") for code in codes]
-    groups: dict[str, NDArray[np.bool_]] = {}
-    known: set[bytes] = set()
-    for depth in (1, 2):
-        names = np.array(["//".join(part[:depth]) for part in parts])
-        for name in np.unique(names).tolist():
-            members = names == name
-            if members.tobytes() not in known:
-                known.add(members.tobytes())
-                groups[name] = members
-    return groups
 
 
 def _distinct(rows: IntArray, what: IntArray) -> tuple[IntArray, IntArray]:

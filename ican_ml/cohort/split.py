@@ -55,6 +55,7 @@ def split_episodes(
     by_subject: bool = True,
     value: str | None = None,
     after: str | None = None,
+    train_subjects: int | None = None,
 ) -> Split:
     """Divide episodes into train, tuning and held out.
 
@@ -81,6 +82,9 @@ def split_episodes(
     after
         For ``time``: an ISO date, or the share of the rows that lie before the cut. What is known of training
         subjects' outcomes may still come from after the cut.
+    train_subjects
+        At most so many subjects train and tune, drawn by the seed; the others' rows are left out. The subjects of a
+        smaller number are among those of a larger one.
 
     Raises
     ------
@@ -110,6 +114,11 @@ def split_episodes(
         draw = _draws([f"{seed}:tuning:{value}" for value in subject.tolist()])
     else:
         draw = _draws([f"{seed}:row:{row}" for row in range(len(subject))])
+    if train_subjects is not None:
+        usable = np.isin(part, ("train", "tuning"))
+        order = _draws([f"{seed}:few:{value}" for value in subject.tolist()])
+        limit = np.sort(np.unique(order[usable]))[:train_subjects]
+        part[usable & (order > limit[-1])] = _LEFT_OUT
     if tuning_fraction > 0 and not (part == "tuning").any():
         train = np.flatnonzero(part == "train")
         part[train[_smallest(draw[train], tuning_fraction)]] = "tuning"

@@ -50,7 +50,7 @@ def _run(parsed: argparse.Namespace) -> None:
     from ican_ml.cohort.cohort import read_cohort
     from ican_ml.config import CohortConfig, EvaluationConfig, RunConfig, TaskConfig
     from ican_ml.inputs.fit import InputConfig
-    from ican_ml.pipeline import prepare
+    from ican_ml.prepare import prepare
 
     episodes = read_cohort(parsed.cohort, task=parsed.task, modalities=[]).episodes
     config = RunConfig(

@@ -132,6 +132,27 @@ def fit_schema(
     return _with_summary_statistics(schema, states)
 
 
+def refit_tasks(
+    schema: InputSchema, episodes: pl.DataFrame, config: InputConfig, *, outcomes: Sequence[tuple[str, str]]
+) -> InputSchema:
+    """A pretrained network's schema for other outcomes, fitted on the training rows ``episodes``.
+
+    Raises
+    ------
+    ValueError
+        If the pretrained network sees other covariates, or an outcome is missing or has no values to fit.
+    """
+    known = [covariate.name for covariate in schema.covariates]
+    if known != list(config.covariates):
+        raise ValueError(
+            f"training.init_from: expected the covariates of the pretrained network, {known}, got "
+            f"{list(config.covariates)}; set inputs.covariates alike in both runs"
+        )
+    return replace(
+        schema, tasks=tuple(_fit_task(episodes, name, kind, config.survival_bins) for name, kind in outcomes)
+    )
+
+
 def _fit_modality(modality: Modality, states: CohortStates, max_tokens: int, backend: Backend) -> ModalitySchema:
     rows = states.patients.omics[modality.name]
     panels: dict[str, tuple[int, ...] | None] = {

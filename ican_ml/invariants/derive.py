@@ -17,7 +17,7 @@ from ican_ml.cohort.split import Split
 from ican_ml.config import RunConfig
 from ican_ml.fold import Fold, Prepared, fit_fold
 from ican_ml.inputs.encode import collate
-from ican_ml.pipeline import prepare
+from ican_ml.prepare import prepare
 from ican_ml.training.loop import fit, predict
 
 

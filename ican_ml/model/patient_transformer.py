@@ -6,6 +6,7 @@
     wide path        : summary, bags, drugs, target state -- linear --------------> added to every head
     trees, if any    : the same, value by value -- boosted ------------------------> added to every head
     kernel, if any   : omics against those of training patients, by drug ----------> added to every head
+    earlier, if any  : what a pretrained network answers -- linear -----------------> added to every head
 
 The bottleneck follows Nagrani et al. 2021 (arXiv:2107.00135). The trees are grown first, then the linear ("wide") path
 is fitted to what they leave, by penalised maximum likelihood, and the deep heads start at zero: the deep path has to
@@ -36,6 +37,7 @@ from ican_ml.model.trees import TreePath, row_of_entry
 __all__ = ["Batch", "ModelConfig", "PatientTransformer"]
 
 _FEATURES_AT_PAR = 64
+_EARLIER_SHARE = 5.0
 
 
 class WidePath(nn.Module):
@@ -45,9 +47,10 @@ class WidePath(nn.Module):
     that two thousand genes do not outweigh a few dozen clinical columns.
     """
 
-    def __init__(self, schema: InputSchema) -> None:
+    def __init__(self, schema: InputSchema, n_earlier: int) -> None:
         super().__init__()
         n_tasks = len(schema.tasks)
+        self.earlier = nn.Parameter(torch.zeros(n_earlier, n_tasks))
         self.summary = input_layer(len(schema.summary_names), n_tasks, bias=False)
         self.bags = nn.ModuleDict({m.name: FeatureBag(m, n_tasks, zero=True) for m in schema.modalities})
         self.shares = [min(1.0, (_FEATURES_AT_PAR / len(m.features)) ** 0.5) for m in schema.modalities]
@@ -61,7 +64,8 @@ class WidePath(nn.Module):
     def forward(self, batch: Batch, scaled: dict[str, Tensor], state_BRGM: Tensor) -> tuple[Tensor, Tensor]:
         """``[B, tasks]`` of the patient and ``[B, R, tasks]`` of the treatments; the score is their sum.
 
-        ``scaled`` are the modalities' normalised values, ``state_BRGM`` the targets'.
+        ``scaled`` are the modalities' normalised values, ``state_BRGM`` the targets'. The batch may bring what an
+        earlier network answers, which hardly feels the penalty.
         """
         patient_BN = self.summary(batch["summary"])
         for m, (name, bag) in enumerate(self.bags.items()):
@@ -72,20 +76,29 @@ class WidePath(nn.Module):
         real_BRG1 = (batch["treatment_gene"] > 0).to(state_BRGM.dtype)[..., None]
         state_BRN = (torch.cat([state_BRGM, known_BRGM], -1) @ self.state * real_BRG1).sum(2)
         drug_BRN = self.drug(batch["treatment_drug"]).sum(2) + self.drug_class(batch["treatment_class"]).sum(2)
-        return patient_BN, drug_BRN + state_BRN / real_BRG1.sum(2).clamp(min=1)
+        treatment_BRN = drug_BRN + state_BRN / real_BRG1.sum(2).clamp(min=1)
+        if "earlier" in batch:
+            treatment_BRN = (
+                treatment_BRN + batch["earlier"][:, : treatment_BRN.shape[1]] @ self.earlier * _EARLIER_SHARE
+            )
+        return patient_BN, treatment_BRN
 
 
 class PatientTransformer(nn.Module):
-    """See the module docstring; ``forward`` maps the input arrays to one output a task."""
+    """See the module docstring; ``forward`` maps the input arrays to one output a task.
 
-    def __init__(self, config: ModelConfig, schema: InputSchema) -> None:
+    ``earlier``: a network pretrained under the same schema but for the tasks; it stays as it is.
+    """
+
+    def __init__(self, config: ModelConfig, schema: InputSchema, earlier: PatientTransformer | None = None) -> None:
         super().__init__()
         self.tasks = schema.tasks
         self.modality_dropout = config.modality_dropout
         self.scales = nn.ModuleDict({m.name: FeatureScale(m) for m in schema.modalities})
         self.explicit = {m.name: m.explicit for m in schema.modalities}
         self.target_state = TargetState([torch.tensor(schema.feature_of_gene(m)) for m in schema.modalities])
-        self.wide = WidePath(schema)
+        self.earlier = None if earlier is None else earlier.requires_grad_(False)
+        self.wide = WidePath(schema, 0 if earlier is None else len(earlier.tasks))
         self.trees = TreePath(schema, config.trees, config.tree_depth, config.members) if config.trees else None
         comparable = schema.modalities or schema.summary_names
         self.kernel = KernelPath(schema, config.landmarks) if config.landmarks and comparable else None
@@ -136,6 +149,7 @@ class PatientTransformer(nn.Module):
 
     def _paths(self, batch: Batch) -> tuple[Tensor, Tensor, list[dict[str, Tensor]]]:
         """Scores, how each member's trees differ from their mean ``[B, R, E, N]``, and what its deep path adds."""
+        batch = self.with_earlier(batch)
         features, state_BRGM = self.normalise(batch)
         if "wide_patient" in batch:
             patient_BN, treatment_BRN = batch["wide_patient"], batch["wide_treatment"][:, : state_BRGM.shape[1]]
@@ -159,6 +173,38 @@ class PatientTransformer(nn.Module):
             seen = self._drop_modalities(batch, scaled) if drops else (batch, scaled)
             deep.append(member(*seen, patient_BN.detach()))
         return patient_BN[:, None] + treatment_BRN, spread_BREN, deep
+
+    def with_earlier(self, batch: Batch) -> Batch:
+        """The batch with what the pretrained network answers, ``[B, R, its tasks]``: a number each, higher for more."""
+        if self.earlier is None or "earlier" in batch:
+            return batch
+        outputs = self.earlier(batch)
+        numbers = [
+            outputs[task.name]
+            if task.kind == "binary"
+            else outputs[task.name].mean(-1)
+            if task.kind == "survival"
+            else (outputs[task.name][..., 0] - task.centre) / task.scale
+            for task in self.earlier.tasks
+        ]
+        return {**batch, "earlier": torch.stack(numbers, dim=-1)}
+
+    def train(self, mode: bool = True) -> PatientTransformer:
+        """As of any module, but a pretrained network always answers as in evaluation."""
+        super().train(mode)
+        if self.earlier is not None:
+            self.earlier.eval()
+        return self
+
+    def start_from_earlier(self) -> None:
+        """The deep path's weights from the pretrained one's, as far as they are alike; the heads start anew."""
+        if self.earlier is None or not self.earlier.members:
+            return
+        for e, member in enumerate(self.members):
+            known = self.earlier.members[e % len(self.earlier.members)].state_dict()
+            own = member.state_dict()
+            alike = {name for name, value in known.items() if name in own and own[name].shape == value.shape}
+            member.load_state_dict(own | {name: known[name] for name in alike if not name.startswith("heads.")})
 
     def input_tables(self) -> Iterator[nn.Parameter]:
         """Weights on single features, codes and summary columns: many, seldom seen, and so decayed more strongly."""

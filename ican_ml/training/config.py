@@ -23,6 +23,8 @@ class TrainingConfig:
         Ridge strengths tried for the linear path, strongest first.
     tree_rate, tree_patience
         Learning rate of the trees; they stop when so many have not lowered the tuning loss.
+    init_from
+        Name of a pretraining run (`experiment=pretrain`), of the same split; null = from scratch.
     coverage
         Share of episodes whose prediction set is to hold the truth (binary tasks).
     """
@@ -39,6 +41,7 @@ class TrainingConfig:
     wide_strengths: list[float] = field(default_factory=lambda: [1000.0, 300.0, 100.0, 30.0, 10.0])
     tree_rate: float = 0.04
     tree_patience: int = 50
+    init_from: str | None = None
     coverage: float = 0.9
 
     def __post_init__(self) -> None:

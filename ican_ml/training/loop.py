@@ -114,18 +114,21 @@ def fit(
     trainer: TrainerConfig,
     folder: Path,
     seed: int,
+    earlier: PatientTransformer | None = None,
     curve_file: Path | None = None,
     loggers: Sequence[lightning.pytorch.loggers.Logger] = (),
 ) -> FitResult:
     """Fit on ``train``, stop by ``tuning`` and calibrate on it; the state to resume from lives in ``folder``.
 
     ``subject`` [N] says whose state each patient is. A ``last.ckpt`` in ``folder`` is gone on from: the
-    caller removes it when configuration or data have changed. ``curve_file`` gets the losses by epoch as CSV.
+    caller removes it when configuration or data have changed. ``earlier`` is a pretrained network under the same schema
+    but for the tasks. ``curve_file`` gets the losses by epoch as CSV.
     """
     if trainer.threads:
         torch.set_num_threads(trainer.threads)
     torch.manual_seed(seed)
-    network = PatientTransformer(model, schema)
+    network = PatientTransformer(model, schema, earlier)
+    network.start_from_earlier()
     if model.trees:
         train, tuning = fit_trees(network, train, tuning, subject=subject, training=training, seed=seed)
         assert network.trees is not None

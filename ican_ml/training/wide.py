@@ -116,9 +116,10 @@ class _WidePart:
     @classmethod
     def of(cls, network: PatientTransformer, data: PatientData) -> _WidePart:
         batch = data.batch(data.rows)
-        batch = {name: value for name, value in batch.items() if "token" not in name and not name.startswith("event_")}
         with torch.no_grad():
+            batch = network.with_earlier(batch)
             scaled, state = network.normalise(batch)
+        batch = {name: value for name, value in batch.items() if "token" not in name and not name.startswith("event_")}
         n_episodes = sum(_n_episodes(value) for name, value in batch.items() if name.endswith("_weight"))
         return cls(batch=batch, scaled=scaled, state=state, n_episodes=n_episodes)
 

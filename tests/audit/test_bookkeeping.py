@@ -8,12 +8,13 @@ import polars as pl
 import pytest
 
 from ican_ml.audit.audit import DIFFERENCE, FULL, Audit, audit_bookkeeping, audit_cohort
-from ican_ml.audit.bookkeeping import BOOKKEEPING, INDICATION, Cap, bookkeeping_columns, find_caps
+from ican_ml.audit.bookkeeping import BOOKKEEPING, INDICATION, bookkeeping_columns
 from ican_ml.cohort.asof import NAT
 from ican_ml.cohort.split import split_episodes
 from ican_ml.config import EvaluationConfig, Kind, OutcomeConfig, RunConfig, TaskConfig
 from ican_ml.fold import Prepared
 from ican_ml.inputs.assemble import assemble
+from ican_ml.records.caps import Cap, find_caps
 from ican_ml.records.store import RecordStore, build_store
 from ican_ml.training.outcomes import read_outcomes
 

@@ -76,6 +76,22 @@ def test_fold_holds_out_that_fold_and_every_row_once_over_all_folds() -> None:
     assert np.array_equal(np.sort(np.concatenate(held_out)), np.arange(len(episodes)))
 
 
+def test_fewer_subjects_to_train_on_are_some_of_the_more() -> None:
+    episodes = table()
+    whole = split_episodes(episodes, method="fold", fold=2, seed=4)
+    before: set[int] = set()
+    for number in (20, 50, 10_000):
+        split = split_episodes(episodes, method="fold", fold=2, seed=4, train_subjects=number)
+        parts = subjects(episodes, split)
+        used = parts["train"] | parts["tuning"]
+        assert len(used) == min(number, 320)
+        assert before <= used
+        assert np.array_equal(split.held_out, whole.held_out)
+        assert len(split.left_out) == len(episodes) - sum(len(getattr(split, part)) for part in PARTS)
+        before = used
+    assert np.array_equal(split.train, whole.train)
+
+
 def test_a_subject_in_two_folds_is_refused_unless_rows_are_the_unit() -> None:
     episodes = table()
     with pytest.raises(CohortError, match=r"400 subjects divided by 'fold_random'.*by_subject=False"):

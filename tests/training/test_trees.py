@@ -12,7 +12,7 @@ from ican_ml.model.patient_transformer import ModelConfig, PatientTransformer
 from ican_ml.model.trees import MISSING, TreePath
 from ican_ml.training.config import TrainingConfig
 from ican_ml.training.losses import total_loss
-from ican_ml.training.trees import complete_trees, fit_trees
+from ican_ml.training.trees import complete_trees, fit_mix, fit_trees
 from ican_ml.training.wide import fit_wide
 
 from .conftest import Parts
@@ -91,3 +91,22 @@ def test_what_is_missing_lies_below_every_value(schema: InputSchema, parts: Part
     assert torch.equal(omics == MISSING, ~measured)
     assert measured.any()
     assert (~measured).any()
+
+
+def test_a_score_that_tells_of_another_task_is_mixed_in(schema: InputSchema, parts: Parts) -> None:
+    tasks = tuple(replace(schema.tasks[0], name=name) for name in ("cut", "whole"))
+    network = PatientTransformer(ModelConfig(deep=False), replace(schema, tasks=tasks))
+    random = np.random.default_rng(3)
+    shape = parts.train.shape
+    logit = random.normal(size=(*shape, 1)) * 2
+    outcomes = {"cut_target": random.random(shape) < 1 / (1 + np.exp(-logit[..., 0]))}
+    outcomes |= {"whole_target": random.random(shape) < 1 / (1 + np.exp(-logit[..., 0]))}
+    outcomes |= {f"{task.name}_weight": np.ones(shape) for task in tasks}
+    train = replace(parts.train, outcomes={name: values.astype(np.float32) for name, values in outcomes.items()})
+    scores = np.concatenate([random.normal(size=logit.shape), logit], axis=2).astype(np.float32)
+    mix = fit_mix(network, train, scores)
+    assert mix[1, 0] > 0.5, "the other's trees, where they tell"
+    assert abs(mix[0, 0]) < 0.5, "its own do not"
+    assert abs(mix[0, 1]) < 0.2
+    one = PatientTransformer(ModelConfig(deep=False), replace(schema, tasks=tasks[:1]))
+    assert torch.equal(fit_mix(one, train, scores[..., :1]), torch.eye(1))

@@ -12,7 +12,7 @@ from ican_ml.inputs.schema import Covariate, InputSchema, Task
 from ican_ml.model.patient_transformer import ModelConfig, PatientTransformer
 from ican_ml.training.data import PatientData
 from ican_ml.training.losses import total_loss
-from ican_ml.training.wide import fit_wide
+from ican_ml.training.wide import NOTHING, fit_wide
 
 from .conftest import Parts
 
@@ -89,3 +89,29 @@ def test_the_fit_is_the_same_twice_and_leaves_the_deep_path(schema: InputSchema,
     assert all(torch.equal(after[name], value) for name, value in other.state_dict().items())
     moved = {name.split(".")[0] for name, value in after.items() if not torch.equal(value, before[name])}
     assert moved == {"wide", "bias"}
+
+
+def test_an_empty_path_still_fits_its_biases() -> None:
+    schema, data, _, response = small_problem()
+    network = PatientTransformer(ModelConfig(deep=False, trees=1, tree_depth=1), schema)
+    found = fit_wide(network, data, data, strengths=[1e12])
+    assert dict(found.path).keys() == {NOTHING, 1e12}
+    odds = np.log(response.mean() / (1 - response.mean()))
+    np.testing.assert_allclose(network.bias["response"].detach(), odds, atol=1e-3)
+    assert abs(network.wide.summary.weight.detach()).max() < 1e-6
+
+
+def test_what_a_pretrained_network_answers_hardly_feels_the_penalty() -> None:
+    schema, data, _, _ = small_problem()
+    pretrained = PatientTransformer(LINEAR, schema)
+    fit_wide(pretrained, data, data, strengths=[3.0])
+    few = PatientData(encoded=data.encoded, outcomes=data.outcomes, rows=data.rows[:40])
+    losses = []
+    for earlier in (None, pretrained):
+        network = PatientTransformer(LINEAR, schema, earlier)
+        fit_wide(network, few, few, strengths=[100.0])
+        batch = data.batch(data.rows)
+        with torch.inference_mode():
+            losses.append(float(total_loss(network.tasks, network(batch), batch)))
+    assert losses[1] < losses[0] - 0.03
+    assert not any(parameter.requires_grad for parameter in pretrained.parameters())
