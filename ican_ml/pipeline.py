@@ -18,6 +18,7 @@ from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
+import polars as pl
 import torch
 
 import ican_ml
@@ -27,6 +28,7 @@ from ican_ml.bundle.export import export_bundle, parity
 from ican_ml.bundle.read import open_bundle
 from ican_ml.cohort.cohort import Cohort
 from ican_ml.cohort.simulate_truth import read_truth
+from ican_ml.cohort.split import Split
 from ican_ml.config import RunConfig
 from ican_ml.evaluation.conformal import calibrations
 from ican_ml.fold import (
@@ -57,7 +59,7 @@ from ican_ml.training.loggers import close_loggers, run_loggers
 from ican_ml.training.loop import fit
 
 _log = logging.getLogger(__name__)
-_NETWORK, _SCHEMA, _MODEL, _SUBJECTS, _EARLIER = "network.pt", "schema.json", "model.json", "subjects.npy", "earlier"
+_NETWORK, _SCHEMA, _MODEL, _SUBJECTS, _EARLIER = "network.pt", "schema.json", "model.json", "subjects.npz", "earlier"
 Int64 = npt.NDArray[np.int64]
 
 
@@ -106,9 +108,13 @@ def _pretrained(config: RunConfig, name: str) -> Path | None:
     return (same or found)[0]
 
 
-def _check_apart(source: Path, subjects: Int64) -> None:
-    """No subject that tunes or is held out may have been pretrained on."""
-    seen = int(np.isin(np.unique(subjects), np.load(source / _SUBJECTS)).sum())
+def _check_apart(source: Path, episodes: pl.DataFrame, split: Split) -> None:
+    """Nobody held out, and nobody who tunes, may have been pretrained on; nobody held out may have tuned that."""
+    subject = episodes["subject_id"].to_numpy()
+    tuning, held_out = (np.unique(subject[rows]) for rows in (split.tuning, split.held_out))
+    with np.load(source / _SUBJECTS) as known:
+        seen = np.isin(held_out, np.concatenate([known["train"], known["tuning"]])).sum()
+        seen += np.isin(tuning, known["train"]).sum()
     if seen:
         raise ValueError(
             f"training.init_from: expected a run that has not seen the subjects to tune on and held out, got one that "
@@ -134,11 +140,12 @@ def _fit_fold(config: RunConfig, prepared: Prepared, folder: RunFolder, name: st
     earlier, source = None, _pretrained(config, name)
     prepared, split, weight = with_further(prepared, prepared.splits[name])
     subject = prepared.episodes["subject_id"].to_numpy()
-    np.save(stage.folder / _SUBJECTS, np.unique(subject[split.train]))
+    parts = {part: np.unique(subject[rows]) for part, rows in (("train", split.train), ("tuning", split.tuning))}
+    np.savez(stage.folder / _SUBJECTS, **cast("dict[str, Any]", parts))
     if source is None:
         fold = fit_fold(config, prepared, split)
     else:
-        _check_apart(source, subject[np.concatenate([split.tuning, split.held_out])])
+        _check_apart(source, prepared.episodes, split)
         shutil.copytree(source, stage.folder / _EARLIER, ignore=shutil.ignore_patterns("*.ckpt"), dirs_exist_ok=True)
         earlier, known = load_fitted(stage.folder / _EARLIER)
         fold = fit_fold(config, prepared, split, known)

@@ -33,7 +33,7 @@ ROOMS = (
     ("serving",),
     ("config", "results", "run_folder"),
     ("fold", "transfer"),
-    ("audit",),
+    ("audit", "prepare"),
     ("pipeline",),
     ("invariants",),
     ("commands",),

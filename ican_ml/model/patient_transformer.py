@@ -112,8 +112,7 @@ class PatientTransformer(nn.Module):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Binary ``[B, R]`` logits, survival ``[B, R, bins]`` hazard logits, regression ``[B, R, 2]``.
 
-        The mean of the members, calibrated. With several, ``<task>_members`` holds each one's own: the same shape with
-        the members before the last axis, or as it.
+        The mean of the members, calibrated. With several, ``<task>_members`` holds each one's own, on a third axis.
         """
         score_BRN, spread_BREN, deep = self._paths(batch)
         mean = {task.name: torch.stack([each[task.name] for each in deep]).mean(0) for task in self.tasks if deep}
@@ -155,7 +154,7 @@ class PatientTransformer(nn.Module):
             patient_BN, treatment_BRN = batch["wide_patient"], batch["wide_treatment"][:, : state_BRGM.shape[1]]
         else:
             patient_BN, treatment_BRN = self.wide(batch, features, state_BRGM)
-        spread_BREN = torch.zeros(*treatment_BRN.shape[:2], self.n_members, len(self.tasks))
+        spread_BREN = treatment_BRN.new_zeros(*treatment_BRN.shape[:2], self.n_members, len(self.tasks))
         if "trees" in batch:
             treatment_BRN = treatment_BRN + batch["trees"][:, : state_BRGM.shape[1]]
         elif self.trees is not None:
