@@ -276,6 +276,7 @@ def test_a_run_starts_from_one_that_was_pretrained_on_records(cohort: Path, tmp_
     assert network.earlier is not None
     for name, value in source.state_dict().items():
         torch.testing.assert_close(network.earlier.state_dict()[name], value)  # averaged with itself: the last bit
+    assert network.wide.earlier is not None
     assert network.wide.earlier.abs().sum() > 0
     assert export_bundle(network, schema, tmp_path / "bundle") <= 1e-5
     seen = replace(config, name="seen", split=replace(few, fold=0))

@@ -50,7 +50,7 @@ class WidePath(nn.Module):
     def __init__(self, schema: InputSchema, n_earlier: int) -> None:
         super().__init__()
         n_tasks = len(schema.tasks)
-        self.earlier = nn.Parameter(torch.zeros(n_earlier, n_tasks))
+        self.earlier = nn.Parameter(torch.zeros(n_earlier, n_tasks)) if n_earlier else None
         self.summary = input_layer(len(schema.summary_names), n_tasks, bias=False)
         self.bags = nn.ModuleDict({m.name: FeatureBag(m, n_tasks, zero=True) for m in schema.modalities})
         self.shares = [min(1.0, (_FEATURES_AT_PAR / len(m.features)) ** 0.5) for m in schema.modalities]
@@ -77,7 +77,7 @@ class WidePath(nn.Module):
         state_BRN = (torch.cat([state_BRGM, known_BRGM], -1) @ self.state * real_BRG1).sum(2)
         drug_BRN = self.drug(batch["treatment_drug"]).sum(2) + self.drug_class(batch["treatment_class"]).sum(2)
         treatment_BRN = drug_BRN + state_BRN / real_BRG1.sum(2).clamp(min=1)
-        if "earlier" in batch:
+        if self.earlier is not None:
             treatment_BRN = (
                 treatment_BRN + batch["earlier"][:, : treatment_BRN.shape[1]] @ self.earlier * _EARLIER_SHARE
             )
