@@ -13,7 +13,7 @@ In: encoded events (ids, normalised values), flat and ragged over rows. Out: flo
 - ``<code>:recent``: mean of the values of the last 180 days
 - ``<group>:count``, ``<group>:recency``: as of a code, over all codes below a common one (``DRUG``, a parent, or
   ``DRUG//*//START``)
-- ``<group>:count_30d``, ``_90d``, ``_180d``, ``_365d``: log1p of the number of events within that many days
+- ``<group>:count_90d``, ``<group>:count_365d``: log1p of the number of events within that many days
 
 Sums run in float64 over one fixed order (row, code, time, value), so a row has the same bits alone and in any batch,
 and the order of a source file never matters. NumPy and the standard library only.

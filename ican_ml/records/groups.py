@@ -14,7 +14,7 @@ import numpy as np
 from ican_ml.records.vocabulary import FIRST_KNOWN, Bool, Float32, Int64, Record, Vocabulary, back_off
 from ican_ml.records.vocabulary_fit import distinct
 
-WINDOWS = (30, 90, 180, 365)
+WINDOWS = (90, 365)
 RECENT_COUNTS = tuple(f"count_{days}d" for days in WINDOWS)
 
 
