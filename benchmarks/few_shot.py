@@ -24,7 +24,7 @@ CANCER = "CRC"
 PATIENTS, SEEDS = (100, 200, 400), (7, 8, 9)
 PRETRAINED = "few-shot-pretrained"
 STARTS = {"pretrained": PRETRAINED, "scratch": "null"}
-SMALL = ("model=base", "model.members=1", "task=response", "evaluation.permutations=0", "evaluation.replicates=1")
+SMALL = ("model=base", "model.members=1", "evaluation.permutations=0", "evaluation.replicates=1")
 
 
 def main() -> None:
