@@ -92,6 +92,8 @@ def further_episodes(
 ) -> Further | None:
     """Lines of therapy beside the episodes, and landmarks of the episodes, as far as the configuration asks for them.
 
+    Where it asks for few subjects or some indications, only of those who have an episode among these.
+
     Raises
     ------
     ValueError
@@ -123,6 +125,9 @@ def further_episodes(
         _log.info("%d landmarks of the episodes", len(drawn))
     if not found:
         return None
+    if config.cohort.indications is not None or config.split.train_subjects is not None:
+        known = cohort.episodes["subject_id"].unique()
+        found = [(rows.filter(rows["subject_id"].is_in(known)), weight) for rows, weight in found]
     episodes = pl.concat([rows for rows, _ in found], how="diagonal")
     return Further(
         episodes=episodes if config.inputs.treatments else without_treatments(episodes),
