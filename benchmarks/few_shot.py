@@ -13,12 +13,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
 from typing import Any
 
 import numpy as np
-from record import ROOT, Record
+from record import ROOT, Record, train
 
 CANCER = "CRC"
 PATIENTS, SEEDS = (100, 200, 400), (7, 8, 9)
@@ -35,10 +34,17 @@ def main() -> None:
     if not os.environ.get("ICAN_COHORTS"):
         sys.exit("benchmarks/few_shot.py: expected ICAN_COHORTS to name the folder of the cohorts, got nothing")
     record = Record("few_shot")
-    for patients in PATIENTS:
-        for seed in SEEDS:
-            if (part := f"{patients} patients, seed {seed}") not in record.parts:
-                record.add(part, _compare(patients, seed))
+    left = {f"{n} patients, seed {s}": (n, s) for n in PATIENTS for s in SEEDS}
+    left = {part: of for part, of in left.items() if part not in record.parts}
+    if left:
+        train(
+            "experiment=pretrain",
+            "cohort=msk_chord",
+            f"name={PRETRAINED}",
+            *("split=indication", f"split.value={CANCER}", "training.epochs=5", "evaluation.baselines=false"),
+        )
+    for part, (patients, seed) in left.items():
+        record.add(part, _compare(patients, seed))
     means = {
         by: [float(np.mean([record.parts[f"{n} patients, seed {s}"][by] for s in SEEDS])) for n in PATIENTS]
         for by in (*STARTS, "ridge", "boosting")
@@ -57,16 +63,10 @@ def main() -> None:
 
 def _compare(patients: int, seed: int) -> dict[str, float]:
     """AUROC of both starts, and of the baselines on the same few patients."""
-    _train(
-        "experiment=pretrain",
-        "cohort=msk_chord",
-        f"name={PRETRAINED}",
-        *("split=indication", f"split.value={CANCER}", "training.epochs=5", "evaluation.baselines=false"),
-    )
     found: dict[str, float] = {}
     for start, source in STARTS.items():
         name = f"few-shot-{patients}-{seed}-{start}"
-        _train(
+        train(
             "experiment=msk_chord",
             *(f"name={name}", f"seed={seed}", *SMALL),
             *(f"cohort.indications=[{CANCER}]", f"split.train_subjects={patients}", "training.epochs=20"),
@@ -79,10 +79,6 @@ def _compare(patients: int, seed: int) -> dict[str, float]:
 
 def _auroc(results: dict[str, Any]) -> float:
     return float(results["pooled"]["overall"]["metrics"]["auroc"]["estimate"])
-
-
-def _train(*arguments: str) -> None:
-    subprocess.run([sys.executable, "train.py", *arguments], cwd=ROOT, check=True, stdout=sys.stderr)
 
 
 def _draw(means: dict[str, list[float]]) -> None:

@@ -10,9 +10,13 @@ import json
 import os
 import platform
 import subprocess
+import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ican_ml.config import RunConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 _LIBRARIES = ("torch", "lightning", "numpy", "xgboost-cpu", "onnxruntime")
@@ -72,6 +76,26 @@ def _version(library: str) -> str | None:
 
 def _git(*arguments: str) -> str:
     return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def composed(*overrides: str) -> RunConfig:
+    """The configuration that ``train.py`` would run under these arguments."""
+    from hydra import compose, initialize_config_dir
+    from hydra.core.config_store import ConfigStore
+    from omegaconf import OmegaConf
+
+    from ican_ml.config import RunConfig
+
+    ConfigStore.instance().store(name="run_config", node=RunConfig)
+    with initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "configs")):
+        config = OmegaConf.to_object(compose("config", list(overrides)))
+    assert isinstance(config, RunConfig)
+    return config
+
+
+def train(*arguments: str) -> None:
+    """Run ``train.py``, or what is left to do of it; its output goes where errors go."""
+    subprocess.run([sys.executable, "train.py", *arguments], cwd=ROOT, check=True, stdout=sys.stderr)
 
 
 def anonymous_memory() -> float:

@@ -30,7 +30,7 @@ import numpy as np
 import polars as pl
 import scipy.sparse
 from matrices import multinomial
-from record import ROOT, Record, anonymous_memory
+from record import ROOT, Record, anonymous_memory, composed
 from tqdm import tqdm
 
 from ican_ml.encoding.feature_stats import feature_stats
@@ -139,21 +139,13 @@ def _frame(columns: dict[str, Any], prefix: str) -> Any:
 
 def train() -> dict[str, float]:
     """Seconds and peak memory of every step from the cohort on disk to the end of the first epoch."""
-    from hydra import compose, initialize_config_dir
-    from hydra.core.config_store import ConfigStore
-    from omegaconf import OmegaConf
-
-    from ican_ml.config import RunConfig
     from ican_ml.fold import encode_fold, fit_schema
     from ican_ml.prepare import prepare
     from ican_ml.training import data, loop
 
     cohort = _FOLDER / "cohort"
     overrides = ["cohort=mine", f"cohort.path={cohort}", "split=hash", "inputs.covariates=[indication]"]
-    ConfigStore.instance().store(name="run_config", node=RunConfig)
-    with initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "configs")):
-        config = OmegaConf.to_object(compose("config", ["experiment=demo", *overrides, "training.epochs=1"]))
-    assert isinstance(config, RunConfig)
+    config = composed("experiment=demo", *overrides, "training.epochs=1")
     found: dict[str, float] = {}
     clock = _Clock(found)
     prepared = prepare(config)

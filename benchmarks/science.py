@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from record import ROOT, Record
+from record import ROOT, Record, composed, train
 from scipy import stats
 from studies import STUDIES, Figure, Study
 
@@ -246,7 +245,7 @@ def _study(name: str, *, quick: bool) -> dict[str, dict[str, Any]]:
 def _run(run: str, arguments: list[str], scorers: tuple[str, ...]) -> list[Fold]:
     """Train, or go on with it, and read the held-out scores."""
     arguments = [*arguments, f"name={run}"]
-    subprocess.run([sys.executable, "train.py", *arguments], cwd=ROOT, check=True, stdout=sys.stderr)
+    train(*arguments)
     return _read(ROOT / "runs" / run, arguments, scorers)
 
 
@@ -297,18 +296,10 @@ def beside_faults(name: str, study: Study, found: Mapping[str, Any]) -> list[str
 
 def _read(folder: Path, arguments: list[str], scorers: tuple[str, ...]) -> list[Fold]:
     """The run's held-out scores beside outcomes and labels."""
-    from hydra import compose, initialize_config_dir
-    from hydra.core.config_store import ConfigStore
-    from omegaconf import OmegaConf
-
-    from ican_ml.config import RunConfig
     from ican_ml.prepare import prepare
 
     os.chdir(ROOT)
-    ConfigStore.instance().store(name="run_config", node=RunConfig)
-    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-        config: Any = OmegaConf.to_object(compose("config", overrides=arguments))
-    prepared = prepare(config)
+    prepared = prepare(composed(*arguments))
     task, outcome = next(iter(prepared.outcomes.items()))
     labels = _labels(prepared.episodes, prepared.cohort.targets)
     folds = []

@@ -106,17 +106,8 @@ def _evaluate(cohort: Path) -> dict[str, Any]:
 
 def _difference(path: Path, response: dict[str, Any]) -> float:
     """Largest difference of any overall metric or bound from what training's own code finds on the cohort."""
-    from hydra import compose, initialize_config_dir
-    from hydra.core.config_store import ConfigStore
-    from omegaconf import OmegaConf
-
-    from ican_ml.config import RunConfig
     from ican_ml.pipeline import load_fitted
 
-    ConfigStore.instance().store(name="run_config", node=RunConfig)
-    with initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "configs")):
-        config = OmegaConf.to_object(compose("config", ["experiment=demo"]))
-    assert isinstance(config, RunConfig)
     network, schema = load_fitted(FOLDER / "private" / "split" / "fit")
     cohort = read_cohort(path)
     schema = replace(

@@ -16,6 +16,7 @@ from ican_ml.cohort.split import Split, folds, split_episodes, values_in_turn
 from ican_ml.config import Method, RunConfig
 from ican_ml.fold import Prepared, further_episodes, without_treatments
 from ican_ml.records.meds import read_records
+from ican_ml.records.store import RecordStore
 from ican_ml.run_folder import data_hash
 from ican_ml.training.outcomes import read_outcomes
 from ican_ml.training.pretraining import record_episodes
@@ -42,22 +43,7 @@ def prepare(config: RunConfig) -> Prepared:
     if (wanted := config.cohort.indications) is not None:
         cohort = replace(cohort, episodes=_of_indications(cohort.episodes, wanted))
     if config.cohort.pretraining.per_subject:
-        if store is None:
-            raise ValueError("cohort.pretraining: expected a cohort with records, got none; set inputs.records=true")
-        made = record_episodes(
-            store,
-            cohort.episodes,
-            config.cohort.pretraining.outcomes,
-            per_subject=config.cohort.pretraining.per_subject,
-            seed=config.seed,
-            keep=list(dict.fromkeys(("indication", "site", "split", config.split.fold_column))),
-        )
-        _log.info("%d episodes made of the records, in place of %d", len(made), len(cohort.episodes))
-        absent = [name for name in config.inputs.covariates if name in cohort.episodes.columns]
-        made = made.with_columns(
-            pl.lit(None, cohort.episodes.schema[name]).alias(name) for name in absent if name not in made.columns
-        )
-        cohort = replace(cohort, episodes=made)
+        cohort = replace(cohort, episodes=_of_records(config, cohort.episodes, store))
     if not config.inputs.treatments:
         cohort = replace(cohort, episodes=without_treatments(cohort.episodes))
     outcomes = read_outcomes(cohort.episodes, {o.name: o.kind.value for o in config.task.outcomes})
@@ -82,6 +68,23 @@ def prepare(config: RunConfig) -> Prepared:
         stores=stores,
         further=further_episodes(config, cohort, store, outcomes),
     )
+
+
+def _of_records(config: RunConfig, episodes: pl.DataFrame, store: RecordStore | None) -> pl.DataFrame:
+    """Episodes made of the records, in place of the cohort's own; covariates that these alone have are unknown."""
+    if store is None:
+        raise ValueError("cohort.pretraining: expected a cohort with records, got none; set inputs.records=true")
+    made = record_episodes(
+        store,
+        episodes,
+        config.cohort.pretraining.outcomes,
+        per_subject=config.cohort.pretraining.per_subject,
+        seed=config.seed,
+        keep=list(dict.fromkeys(("indication", "site", "split", config.split.fold_column))),
+    )
+    _log.info("%d episodes made of the records, in place of %d", len(made), len(episodes))
+    absent = [name for name in config.inputs.covariates if name in episodes.columns and name not in made.columns]
+    return made.with_columns(pl.lit(None, episodes.schema[name]).alias(name) for name in absent)
 
 
 def _splits(config: RunConfig, episodes: pl.DataFrame) -> dict[str, Split]:

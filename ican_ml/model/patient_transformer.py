@@ -18,7 +18,7 @@ Shapes: B patients, R regimens, T tokens, W width, N tasks.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
@@ -224,16 +224,14 @@ class PatientTransformer(nn.Module):
         assert self.trees is not None
         return self.trees.values(batch, self._scale_features(batch, centred=True), state_BRGM)
 
-    def outputs(
-        self, score_BRN: Tensor, deep: dict[str, Tensor], bias: Mapping[str, Tensor] | None = None
-    ) -> dict[str, Tensor]:
-        """Bias + score + what the deep heads add, by task. ``bias`` in place of the network's own."""
+    def outputs(self, score_BRN: Tensor, deep: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Bias + score + what the deep heads add, by task."""
         outputs = {}
         for n, task in enumerate(self.tasks):
             score_BR1 = score_BRN[..., n : n + 1]
             if task.kind == "regression":
                 score_BR1 = functional.pad(score_BR1, (0, 1))
-            out = (bias or self.bias)[task.name] + deep.get(task.name, 0.0) + score_BR1
+            out = self.bias[task.name] + deep.get(task.name, 0.0) + score_BR1
             if task.kind == "regression":
                 out = torch.stack(
                     [task.centre + task.scale * out[..., 0], out[..., 1] + 2 * math.log(task.scale)], dim=-1

@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ican_ml.records.groups import RECENT_COUNTS, choose_groups, group_columns
+from ican_ml.records.groups import RECENT_COUNTS, GroupCounts, group_columns
 from ican_ml.records.vocabulary import FIRST_KNOWN, Bool, Float32, Int64, Record, Vocabulary
 from ican_ml.records.vocabulary_fit import distinct
 
@@ -123,9 +123,11 @@ def fit_aggregates(
     n_ids = vocabulary.n_ids
     having, having_values = np.zeros(n_ids, np.int64), np.zeros(n_ids, np.int64)
     ever_dated, ever_dated_values = np.zeros(n_ids, bool), np.zeros(n_ids, bool)
+    groups = GroupCounts(vocabulary)
     for events in record.pieces():
         ids, _, has_value = vocabulary.encode(events)
         row, dated = events.row_ids(), events.gap >= 0
+        groups.add(row, ids)
         having += np.bincount(distinct(row * n_ids + ids) % n_ids, minlength=n_ids)
         having_values += np.bincount(distinct((row * n_ids + ids)[has_value]) % n_ids, minlength=n_ids)
         ever_dated[ids[dated]] = True
@@ -133,7 +135,7 @@ def fit_aggregates(
     having[:FIRST_KNOWN] = 0
     common = np.sort(np.argsort(-having, kind="stable")[:most])
     code_ids = common[having[common] >= min_rows]
-    groups = choose_groups(vocabulary, record, having > 0, most=-(-most // 8), min_rows=min_rows)
+    members_of = groups.commonest(having > 0, most=-(-most // 8), min_rows=min_rows)
     value_ids = common[having_values[common] >= min_rows]
     dated_ids, slope_ids = code_ids[ever_dated[code_ids]], value_ids[ever_dated_values[value_ids]]
     blocks = (
@@ -144,13 +146,13 @@ def fit_aggregates(
         *((block, slope_ids) for block in ("slope", *_COURSE)),
     )
     names = [f"{vocabulary.codes[i - FIRST_KNOWN]}:{block}" for block, chosen in blocks for i in chosen.tolist()]
-    names += [f"{name}:{block}" for block in ("count", "recency", *RECENT_COUNTS) for name in groups]
+    names += [f"{name}:{block}" for block in ("count", "recency", *RECENT_COUNTS) for name in members_of]
     return Aggregates(
         code_ids=tuple(code_ids.tolist()),
         dated_ids=tuple(dated_ids.tolist()),
         value_ids=tuple(value_ids.tolist()),
         slope_ids=tuple(slope_ids.tolist()),
-        groups=tuple(groups.values()),
+        groups=tuple(members_of.values()),
         names=("age", *names),
     )
 

@@ -11,34 +11,41 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ican_ml.records.vocabulary import FIRST_KNOWN, Bool, Float32, Int64, Record, Vocabulary, back_off
+from ican_ml.records.vocabulary import FIRST_KNOWN, Bool, Float32, Int64, Vocabulary, back_off
 from ican_ml.records.vocabulary_fit import distinct
 
 WINDOWS = (90, 365)
 RECENT_COUNTS = tuple(f"count_{days}d" for days in WINDOWS)
 
 
-def choose_groups(
-    vocabulary: Vocabulary, record: Record, occurs: Bool, *, most: int, min_rows: int
-) -> dict[str, tuple[int, ...]]:
-    """Name to ids: the commonest sets of two codes or more with something in common, each set once."""
-    below: dict[str, list[int]] = {}
-    for number in np.flatnonzero(occurs).tolist():
-        for name in _groups_of(vocabulary.codes[number - FIRST_KNOWN], vocabulary.parents):
-            below.setdefault(name, []).append(number)
-    several: dict[tuple[int, ...], str] = {}
-    for name in sorted(below):
-        if len(below[name]) > 1:
-            several.setdefault(tuple(below[name]), name)
-    tables = _GroupTable.of(tuple(several), vocabulary.n_ids)
-    having = np.zeros(len(several), np.int64)
-    for events in record.pieces():
-        ids, _, _ = vocabulary.encode(events)
-        key, _ = tables.keys(events.row_ids(), ids)
-        having += np.bincount(distinct(key) % max(len(several), 1), minlength=len(several))
-    common = np.sort(np.argsort(-having, kind="stable")[:most])
-    listed = list(several.items())
-    return {listed[g][1]: listed[g][0] for g in common.tolist() if having[g] >= min_rows}
+class GroupCounts:
+    """In how many rows each group of codes occurs: told the events of some rows at a time."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        below: dict[str, list[int]] = {}
+        for number, code in enumerate(vocabulary.codes, start=FIRST_KNOWN):
+            for name in _groups_of(code, vocabulary.parents):
+                below.setdefault(name, []).append(number)
+        self._members = {name: below[name] for name in sorted(below) if len(below[name]) > 1}
+        self._table = _GroupTable.of(tuple(map(tuple, self._members.values())), vocabulary.n_ids)
+        self._rows = np.zeros(len(self._members), np.int64)
+
+    def add(self, rows: Int64, ids: Int64) -> None:
+        """Count the rows of further events; no row may come twice."""
+        key, _ = self._table.keys(rows, ids)
+        self._rows += np.bincount(distinct(key) % max(len(self._rows), 1), minlength=len(self._rows))
+
+    def commonest(self, occurs: Bool, *, most: int, min_rows: int) -> dict[str, tuple[int, ...]]:
+        """Name to ids: the commonest sets of two codes or more that occur, each set once, by its first name."""
+        several: dict[tuple[int, ...], tuple[str, int]] = {}
+        for (name, members), rows in zip(self._members.items(), self._rows.tolist(), strict=True):
+            occurring = tuple(number for number in members if occurs[number])
+            if len(occurring) > 1:
+                several.setdefault(occurring, (name, rows))
+        order = np.argsort([-rows for _, rows in several.values()], kind="stable")[:most]
+        listed = list(several.items())
+        chosen = (listed[g] for g in np.sort(order).tolist())
+        return {name: members for members, (name, rows) in chosen if rows >= min_rows}
 
 
 def _groups_of(code: str, parents: Mapping[str, tuple[str, ...]]) -> Iterator[str]:

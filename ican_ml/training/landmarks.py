@@ -48,7 +48,7 @@ def draw_landmarks(
     n_days = np.nan_to_num(np.ceil(np.minimum(follow_up, horizon)) - 1)
     n_days[episodes["prediction_time"].is_null().to_numpy()] = 0
     rows = np.flatnonzero(n_days >= 1)
-    draw = _draws(episodes["subject_id"].to_numpy(), per_episode, seed)
+    draw = subject_draws(episodes["subject_id"].to_numpy(), per_episode, seed)
     days = pl.Series(1 + np.floor(draw[rows] * n_days[rows, None]).astype(np.int64).ravel())
     again = episodes[np.repeat(rows, per_episode)]
     changed = {"prediction_time": again["prediction_time"] + (days * 86_400_000_000).cast(pl.Duration("us"))}
@@ -62,7 +62,7 @@ def draw_landmarks(
     return again.with_columns(**{name: values.cast(again.schema[name]) for name, values in changed.items()})
 
 
-def _draws(subject: Int64, count: int, seed: int) -> Float64:
+def subject_draws(subject: Int64, count: int, seed: int) -> Float64:
     """float64 [rows, count] in [0, 1); a subject's rows, in their order, from a generator of its own."""
     draw = np.empty((len(subject), count))
     order = np.argsort(subject, kind="stable")

@@ -14,9 +14,10 @@ import numpy as np
 import polars as pl
 
 from ican_ml.cohort.asof import find_subjects
-from ican_ml.records.caps import code_groups, find_caps
+from ican_ml.records.caps import Cap, code_groups, find_caps
 from ican_ml.records.store import DEATH, RecordStore
 from ican_ml.records.vocabulary import Bool, Int64
+from ican_ml.training.landmarks import subject_draws
 
 _DAY = 86_400_000_000
 
@@ -58,25 +59,18 @@ def record_episodes(
     """
     wanted = episodes["subject_id"].unique().sort().to_numpy()
     place, known = find_subjects(store.subject_id, wanted)
-    moment, dated = store.time.view(np.int64), ~np.isnat(store.time)
-    where: list[int] = []
-    when: list[Int64] = []
-    for subject in place[known].tolist():
-        times = moment[store.offsets[subject] : store.offsets[subject + 1]]
-        times = times[dated[store.offsets[subject] : store.offsets[subject + 1]]]
-        if len(times) and times[0] < times[-1]:
-            share = np.random.default_rng([seed, int(store.subject_id[subject]) % 2**64]).random(per_subject)
-            when.append(times[0] + np.sort((share * (times[-1] - times[0])).astype(np.int64)))
-            where += [subject] * per_subject
+    owner, dated = np.repeat(np.arange(len(store.subject_id)), np.diff(store.offsets)), ~np.isnat(store.time)
+    first, last = _extremes(store, owner, dated)
+    place = place[known & (first[place] < last[place])] if len(store.subject_id) else place[:0]
+    share = subject_draws(store.subject_id[place], per_subject, seed)
+    since = np.sort((share * (last - first)[place, None]).astype(np.int64), axis=1)
+    asked = np.repeat(place, per_subject)
     found = pl.DataFrame(
-        {
-            "subject_id": store.subject_id[where],
-            "place": np.array(where, np.int64),
-            "moment": np.concatenate([np.empty(0, np.int64), *when]),
-        }
+        {"subject_id": store.subject_id[asked], "place": asked, "moment": (first[place, None] + since).ravel()}
     )
+    caps = find_caps(store, wanted)
     for name, pattern in outcomes.items():
-        found = found.join(_times_to_next(store, pattern, wanted, found, name), on=["place", "moment"], how="left")
+        found = found.join(_times_to_next(store, pattern, owner, caps, found, name), on=["place", "moment"], how="left")
     shared = [name for name in keep if name in episodes.columns]
     of_subject = episodes.group_by("subject_id").agg(pl.col(name).drop_nulls().mode().min() for name in shared)
     return (
@@ -89,7 +83,9 @@ def record_episodes(
     )
 
 
-def _times_to_next(store: RecordStore, pattern: str, subjects: Int64, asked: pl.DataFrame, name: str) -> pl.DataFrame:
+def _times_to_next(
+    store: RecordStore, pattern: str, owner: Int64, caps: list[Cap], asked: pl.DataFrame, name: str
+) -> pl.DataFrame:
     """``asked`` with the days until the next matching event, or until nothing is known any more."""
     expression = re.compile(pattern)
     matches: Bool = np.array([expression.fullmatch(code) is not None for code in store.codes], bool)
@@ -98,12 +94,11 @@ def _times_to_next(store: RecordStore, pattern: str, subjects: Int64, asked: pl.
         raise ValueError(
             f"cohort.pretraining.outcomes.{name}: expected codes of the records to match, got none for {pattern!r}"
         )
-    owner = np.repeat(np.arange(len(store.subject_id)), np.diff(store.offsets))
     at = np.flatnonzero(matches[store.code] & ~np.isnat(store.time))
     event_of, event_at = owner[at], store.time.view(np.int64)[at]
     dead = np.flatnonzero(~np.isnat(store.death))
     death = store.death.view(np.int64)[dead]
-    ends = _known_until(store, matches, subjects, owner)
+    ends = _known_until(store, matches, owner, caps)
     if counts_death:
         event_of, event_at = np.append(event_of, dead), np.append(event_at, death)
         ends[dead] = np.maximum(ends[dead], death)
@@ -132,18 +127,25 @@ def _times_to_next(store: RecordStore, pattern: str, subjects: Int64, asked: pl.
     )
 
 
-def _known_until(store: RecordStore, matches: Bool, subjects: Int64, owner: Int64) -> Int64:
+def _known_until(store: RecordStore, matches: Bool, owner: Int64, caps: list[Cap]) -> Int64:
     """int64 [subjects of the store]: the last event, or the last row of a table that was cut."""
-    moment, dated = store.time.view(np.int64), ~np.isnat(store.time)
-    ends = np.full(len(store.subject_id), np.iinfo(np.int64).min)
-    np.maximum.at(ends, owner[dated], moment[dated])
+    dated = ~np.isnat(store.time)
+    ends = _extremes(store, owner, dated)[1]
     groups = code_groups(store.codes)
-    for cap in find_caps(store, subjects):
+    for cap in caps:
         members = groups[cap.group]
         if (members & matches).any():
-            cut = np.flatnonzero(members[store.code] & dated)
-            last = np.full(len(ends), np.iinfo(np.int64).min)
-            np.maximum.at(last, owner[cut], moment[cut])
+            cut = members[store.code] & dated
             full = np.bincount(owner[cut], minlength=len(ends)) >= cap.events
-            ends[full] = last[full]
+            ends[full] = _extremes(store, owner, cut)[1][full]
     return ends
+
+
+def _extremes(store: RecordStore, owner: Int64, chosen: Bool) -> tuple[Int64, Int64]:
+    """int64 [subjects of the store] twice: the first and the last of the chosen events, in microseconds."""
+    limits = np.iinfo(np.int64)
+    moment = store.time.view(np.int64)[chosen]
+    first, last = np.full(len(store.subject_id), limits.max), np.full(len(store.subject_id), limits.min)
+    np.minimum.at(first, owner[chosen], moment)
+    np.maximum.at(last, owner[chosen], moment)
+    return first, last

@@ -10,6 +10,7 @@ the first alone.
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -117,27 +118,30 @@ def fit_mix(network: PatientTransformer, train: PatientData, scores: Float32) ->
     """[tasks, tasks]: how much of each task's trees (rows) goes into each task's score (columns).
 
     By penalised likelihood, with a normal prior of standard deviation 0.2 around the identity. ``scores`` [N, R, tasks]
-    are those of the training patients from trees that did not grow on them.
+    are those of the training patients from trees that did not grow on them. The network's biases are fitted with it,
+    and left as they were.
     """
     n_tasks = len(network.tasks)
     if n_tasks == 1:
         return torch.eye(1)
     mix = torch.eye(n_tasks, requires_grad=True)
-    bias = {task.name: torch.zeros_like(network.bias[task.name], requires_grad=True) for task in network.tasks}
+    before = copy.deepcopy(network.bias.state_dict())
     arrays = {name: torch.from_numpy(values[train.rows]) for name, values in train.outcomes.items()}
     score_BRN = torch.from_numpy(scores[train.rows])
     weights = (arrays[f"{task.name}_weight"].reshape(*score_BRN.shape[:2], -1).amax(2) for task in network.tasks)
     n_episodes_N = torch.stack([weight.sum() for weight in weights]).clamp(min=1)
-    optimiser = torch.optim.LBFGS([mix, *bias.values()], max_iter=100, line_search_fn="strong_wolfe")
+    optimiser = torch.optim.LBFGS([mix, *network.bias.parameters()], max_iter=100, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
         optimiser.zero_grad()
-        loss = total_loss(network.tasks, network.outputs(score_BRN @ mix, {}, bias), arrays)
+        loss = total_loss(network.tasks, network.outputs(score_BRN @ mix, {}), arrays)
         loss = loss + 0.5 * ((mix - torch.eye(n_tasks)).square().sum(0) / _MIX_SD**2 / n_episodes_N).sum()
         loss.backward()  # type: ignore[no-untyped-call]
         return loss
 
     optimiser.step(closure)  # type: ignore[no-untyped-call]
+    optimiser.zero_grad()
+    network.bias.load_state_dict(before)
     return mix.detach()
 
 
