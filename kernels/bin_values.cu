@@ -4,8 +4,8 @@
 // alone, in shared memory (or in `scratch` where the longest row does not fit), and every entry finds how many keys
 // are at most its own by bisection. 4 bytes an entry from memory (2 in 16 bits), 4 written.
 //
-// Launch: THREADS threads; any number of blocks; dynamic shared memory for 2 keys an entry of the longest row, or
-// `scratch`, as many for every block: `longest` each.
+// Launch: THREADS threads; any number of blocks; dynamic shared memory for the keys that block_sort needs for the
+// longest row, `room`, or `scratch`, as many for every block.
 #include "common.cuh"
 
 __device__ __forceinline__ int bin_of(i64 upto, i64 n_bins, i64 n) {
@@ -46,28 +46,26 @@ __device__ void block_bin_counts(const Value* row, int size, int n_bins, int* bi
 }
 
 template <class Value>
-__device__ void block_bin_sorted(
-    const Value* row, int size, int n_bins, u32* keys, u32* spare, int* counts, int* out
-) {
+__device__ void block_bin_sorted(const Value* row, int size, int n_bins, u32* shared, u32* scratch, int room, int* out) {
+    u32* const keys = scratch ? scratch + static_cast<i64>(blockIdx.x) * room : shared;
     int n = 0;
     for (int i = threadIdx.x; i < size; i += THREADS) {
         keys[i] = key_of(row[i]);
         n += keys[i] != LAST_KEY;
     }
     n = block_sum(n);
-    for (int shift = 0; shift < 32; shift += 8) {
-        if (block_sort_pass(keys, spare, size, counts, [=](u32 key) { return static_cast<int>(key >> shift & 0xff); })) {
-            u32* const sorted = spare;
-            spare = keys;
-            keys = sorted;
-        }
+    const auto before = [](u32 a, u32 b) { return a < b; };
+    if (scratch) {
+        block_sort_global(keys, size, room, LAST_KEY, before);
+    } else {
+        block_sort(shared, size, LAST_KEY, before);
     }
     for (int i = threadIdx.x; i < size; i += THREADS) {
         const u32 key = key_of(row[i]);
-        int low = 0, high = n;  // keys[low - 1] <= key < keys[high]
+        int low = 0, high = n;  // of rank low - 1 <= key < of rank high
         while (low < high) {
             const int middle = low + (high - low) / 2;
-            if (keys[middle] <= key) {
+            if (keys[sorted_at(middle)] <= key) {
                 low = middle + 1;
             } else {
                 high = middle;
@@ -80,28 +78,27 @@ __device__ void block_bin_sorted(
 
 template <class Value>
 __device__ void bin_rows(
-    const i64* __restrict__ indptr, const Value* __restrict__ values, i64 n_rows, int n_bins, int longest, int* out,
+    const i64* __restrict__ indptr, const Value* __restrict__ values, i64 n_rows, int n_bins, int room, int* out,
     u32* scratch
 ) {
-    ICAN_DYNAMIC_SHARED(u32, room);
-    __shared__ int counts[WARPS * DIGITS];
-    u32* const keys = scratch ? scratch + static_cast<i64>(blockIdx.x) * 2 * longest : room;
+    ICAN_DYNAMIC_SHARED(u32, shared);
+    __shared__ int bins[DIGITS];
     for (i64 r = blockIdx.x; r < n_rows; r += gridDim.x) {
         const Row at = row_at(indptr, r);
         const Value* const row = values + at.start;
         if (block_small_counts(row, at.size)) {
-            block_bin_counts(row, at.size, n_bins, counts, out + at.start);
+            block_bin_counts(row, at.size, n_bins, bins, out + at.start);
         } else {
-            block_bin_sorted(row, at.size, n_bins, keys, keys + longest, counts, out + at.start);
+            block_bin_sorted(row, at.size, n_bins, shared, scratch, room, out + at.start);
         }
     }
 }
 
 #define ICAN_KERNEL(suffix, Value)                                                                           \
     extern "C" __global__ void __launch_bounds__(THREADS, 4) bin_values_##suffix(                               \
-        const i64* indptr, const Value* values, i64 n_rows, int n_bins, int longest, int* out, u32* scratch  \
+        const i64* indptr, const Value* values, i64 n_rows, int n_bins, int room, int* out, u32* scratch     \
     ) {                                                                                                      \
-        bin_rows(indptr, values, n_rows, n_bins, longest, out, scratch);                                     \
+        bin_rows(indptr, values, n_rows, n_bins, room, out, scratch);                                        \
     }
 
 ICAN_KERNEL(f32, float)

@@ -1,4 +1,4 @@
-// What the kernels share: rows of a CSR matrix, sums and scans over a block, a stable sort by one digit at a time.
+// What the kernels share: rows of a CSR matrix, sums and scans over a block, a sort in registers.
 //
 // Every block has THREADS threads in one dimension unless its kernel says otherwise, and every function named block_*
 // is called by all of them. No function leaves shared memory in use: each starts with a barrier.
@@ -19,10 +19,11 @@ using i64 = long long;
     KERNEL(f32_i32, float, int) KERNEL(f32_u16, float, u16) KERNEL(u16_i32, u16, int) KERNEL(u16_u16, u16, u16)
 
 constexpr int WARP = 32, THREADS = 256, WARPS = THREADS / WARP, DIGITS = 256;
+constexpr int EACH = 8, TILE = THREADS * EACH;  // entries of a row or items of a sort that a thread keeps in registers
 constexpr u32 ALL_LANES = 0xffffffffu, SIGN_BIT = 0x80000000u;
 constexpr u32 LAST_KEY = 0xffffffffu;  // no number's key: the bits of a NaN
 
-static_assert(THREADS == DIGITS, "a thread owns a digit in the sort");
+static_assert(THREADS == DIGITS, "a thread owns a digit");
 
 struct Row {
     i64 start;  // its first entry
@@ -47,9 +48,9 @@ __device__ __forceinline__ u32 ascending_key(float x) {
 __device__ __forceinline__ u32 descending_key(float x) { return ~ascending_key(x); }
 
 // log(1 + factor * x); a factor that float cannot hold well takes the slow way.
+__device__ __forceinline__ bool fits_float(double factor) { return factor == 0 || (factor > 1e-30 && factor < 1e30); }
 __device__ __forceinline__ float scaled_log1p(float x, double factor) {
-    const bool plain = factor == 0 || (factor > 1e-30 && factor < 1e30);
-    return plain ? log1pf(x * static_cast<float>(factor)) : static_cast<float>(log1p(x * factor));
+    return fits_float(factor) ? log1pf(x * static_cast<float>(factor)) : static_cast<float>(log1p(x * factor));
 }
 
 // Sum over a warp, the same bits in every lane.
@@ -92,55 +93,133 @@ __device__ inline int block_scan(int x, int& sum) {
     return before + upto - x;
 }
 
-// One pass of a stable radix sort: n items of `from` into `to`, in the order of digit(item), 0 to 255.
-//
-// Warps count the digits of a stretch of items each; the counts, scanned digit by digit and warp by warp, say where a
-// stretch's items go. Lanes with one digit find each other by __match_any_sync. Returns false, and copies nothing,
-// where all items have one digit. Shared memory: `counts` [WARPS * DIGITS].
-template <class Item, class Digit>
-__device__ bool block_sort_pass(const Item* from, Item* to, int n, int* counts, Digit digit) {
-    const int lane = lane_of_thread(), stretch = (n + THREADS - 1) / THREADS * WARP;
-    const int first = min(warp_of_thread() * stretch, n), last = min(first + stretch, n);
-    int* own = counts + warp_of_thread() * DIGITS;
+// Where the item of this rank lies after block_sort: neighbours that a thread writes one after another are spread, so
+// that threads side by side meet different banks.
+__device__ __forceinline__ int sorted_at(int rank) { return rank ^ (rank / EACH % EACH); }
 
-    __syncthreads();
-    for (int i = threadIdx.x; i < WARPS * DIGITS; i += THREADS) counts[i] = 0;
-    __syncthreads();
-    for (int i = first + lane; i - lane < last; i += WARP) {
-        const u32 present = __ballot_sync(ALL_LANES, i < last);
-        if (i < last) {
-            const int mine = digit(from[i]);
-            const u32 peers = __match_any_sync(present, mine);
-            if ((peers & lanes_below()) == 0) own[mine] += __popc(peers);
+template <class Item, class Before>
+__device__ __forceinline__ void put_in_order(Item& first, Item& second, Before before) {
+    if (before(second, first)) {
+        const Item later = first;
+        first = second;
+        second = later;
+    }
+}
+
+// Compares a thread's items with those of the thread `mask` away, or with their mirror image there; of two, the first
+// goes to the lower thread. Lanes of one warp shuffle, others meet in `room`.
+template <bool MIRRORED, class Item, class Before>
+__device__ __forceinline__ void block_exchange(
+    Item (&own)[EACH], Item* room, int n_threads, int mask, Before before
+) {
+    const int me = threadIdx.x, other = me ^ mask;
+    const auto keep = [&](Item& mine, Item theirs) {
+        if (before(theirs, mine) == (me < other)) mine = theirs;
+    };
+    if (mask < WARP) {
+        if (warp_of_thread() * WARP >= n_threads) return;
+#pragma unroll
+        for (int j = 0; j < (MIRRORED ? EACH / 2 : EACH); ++j) {
+            const int image = MIRRORED ? EACH - 1 - j : j;
+            const Item theirs = __shfl_xor_sync(ALL_LANES, own[image], mask);
+            if (MIRRORED) keep(own[image], __shfl_xor_sync(ALL_LANES, own[j], mask));
+            keep(own[j], theirs);
         }
-        __syncwarp();
+        return;
     }
     __syncthreads();
-
-    int with_digit = 0, sum;
-    for (int warp = 0; warp < WARPS; ++warp) {
-        const int count = counts[warp * DIGITS + threadIdx.x];
-        counts[warp * DIGITS + threadIdx.x] = with_digit;
-        with_digit += count;
+    if (me < n_threads) {
+#pragma unroll
+        for (int j = 0; j < EACH; ++j) room[j * n_threads + me] = own[j];
     }
-    if (__syncthreads_or(with_digit == n)) return false;
-    const int before = block_scan(with_digit, sum);
-    for (int warp = 0; warp < WARPS; ++warp) counts[warp * DIGITS + threadIdx.x] += before;
     __syncthreads();
+    if (me < n_threads) {
+#pragma unroll
+        for (int j = 0; j < EACH; ++j) keep(own[j], room[(MIRRORED ? EACH - 1 - j : j) * n_threads + other]);
+    }
+}
 
-    for (int i = first + lane; i - lane < last; i += WARP) {
-        const u32 present = __ballot_sync(ALL_LANES, i < last);
-        if (i < last) {
-            const Item item = from[i];
-            const int mine = digit(item);
-            const u32 peers = __match_any_sync(present, mine);
-            const int start = own[mine];
-            to[start + __popc(peers & lanes_below())] = item;
-            __syncwarp(present);
-            if ((peers & lanes_below()) == 0) own[mine] = start + __popc(peers);
+// Merges two ordered halves whose first comparison is done: threads from `distance` apart on, then within a thread.
+template <class Item, class Before>
+__device__ void block_merge(Item (&own)[EACH], Item* room, int n_threads, int distance, Before before) {
+#pragma unroll 1
+    for (; distance > 0; distance /= 2) block_exchange<false>(own, room, n_threads, distance, before);
+#pragma unroll
+    for (int stride = EACH / 2; stride > 0; stride /= 2) {
+#pragma unroll
+        for (int j = 0; j < EACH; ++j) {
+            if (!(j & stride)) put_in_order(own[j], own[j | stride], before);
         }
-        __syncwarp();
+    }
+}
+
+// Merges ordered runs, of this length to begin with, where they lie; ranks are at sorted_at.
+template <class Item, class Before>
+__device__ void block_merge_runs(Item* items, int room, int run, Before before) {
+#pragma unroll 1
+    for (; run < room; run *= 2) {
+        for (int stride = run, mask = 2 * run - 1; stride > 0; stride /= 2, mask = stride) {
+            __syncthreads();
+            for (int pair = threadIdx.x, i; (i = 2 * pair - (pair & (stride - 1))) < room; pair += THREADS) {
+                const int other = i ^ mask;  // beyond the room is what is last
+                if (other < room) put_in_order(items[sorted_at(i)], items[sorted_at(other)], before);
+            }
+        }
     }
     __syncthreads();
-    return true;
+}
+
+// Sorts n items, none of which stays where it was: the item of rank r is at sorted_at(r). Equal items are
+// interchangeable; `last` is after all of them. Batcher's bitonic merges, all in one direction (Knuth, The Art of
+// Computer Programming 3, 5.3.4): up to TILE items lie in registers, EACH a thread; more are sorted tile by tile
+// and merged where they lie. Room at `items`: EACH times a power of two up to TILE, or whole
+// tiles. `items` should be known to be in shared memory: generic pointers take registers that are needed here.
+template <class Item, class Before>
+__device__ void block_sort(Item* items, int n, Item last, Before before) {
+    const int me = threadIdx.x;
+    int n_threads = 1;
+    while (n_threads < THREADS && n_threads * EACH < n) n_threads *= 2;
+    const int tile = n_threads * EACH, room = (n + tile - 1) / tile * tile;
+    Item own[EACH];
+#pragma unroll 1
+    for (int first = 0; first < room; first += tile) {
+        __syncthreads();
+#pragma unroll
+        for (int j = 0; j < EACH; ++j) {
+            const int i = first + j * n_threads + me;
+            own[j] = me < n_threads && i < n ? items[i] : last;
+        }
+#pragma unroll
+        for (int size = 2; size <= EACH; size *= 2) {
+#pragma unroll
+            for (int j = 0; j < EACH; ++j) {
+                if (!(j & size / 2)) put_in_order(own[j], own[j ^ (size - 1)], before);
+            }
+#pragma unroll
+            for (int stride = size / 4; stride > 0; stride /= 2) {
+#pragma unroll
+                for (int j = 0; j < EACH; ++j) {
+                    if (!(j & stride)) put_in_order(own[j], own[j | stride], before);
+                }
+            }
+        }
+#pragma unroll 1
+        for (int run = 1; run < n_threads; run *= 2) {
+            block_exchange<true>(own, items + first, n_threads, 2 * run - 1, before);
+            block_merge(own, items + first, n_threads, run / 2, before);
+        }
+        __syncthreads();
+        if (me < n_threads) {
+#pragma unroll
+            for (int j = 0; j < EACH; ++j) items[first + ((me * EACH + me % EACH) ^ j)] = own[j];  // sorted_at
+        }
+    }
+    block_merge_runs(items, room, TILE, before);
+}
+
+// The same in global memory, all of it where the items lie.
+template <class Item, class Before>
+__device__ void block_sort_global(Item* items, int n, int room, Item last, Before before) {
+    for (int i = n + threadIdx.x; i < room; i += THREADS) items[i] = last;
+    block_merge_runs(items, room, 1, before);
 }

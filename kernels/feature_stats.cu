@@ -1,19 +1,22 @@
 // feature_stats: sum, sum of squares (double) and number of non-zero entries of every feature, in one pass.
 //
-// A block owns a tile of features, whose sums lie in its shared memory, and a run of rows, which it walks in order. It
-// takes at most a thread an entry at a time, all of one row. Where their features ascend strictly no two are one, and
-// every thread adds to sums of its own: no atomics, and one order of additions. The barrier that joins what the
-// threads saw also parts a step from the next. Other steps (features out of order, or twice) take warp by warp and, of
-// equal features, lane by lane: slow, and as repeatable. Entries are loaded STEPS_AHEAD steps ahead: a step is much
-// shorter than memory's delay. Blocks of one part run side by side and read the same entries: 8 bytes each from memory
-// (4 in 16 bits), and as many again a tile from the second-level cache. Parts are added in the order of rows by a second
-// kernel.
+// A block owns a tile of features, whose sums lie in its shared memory, and a run of rows. While values are whole
+// numbers of 16 bits their sums are whole too, and atomics add them in any order.
+//
+// Where another value comes, the block starts anew and walks its rows in order, at most a thread an entry at a time, all
+// of one row. Where their features ascend strictly no two are one, and every thread adds to sums of its own: no atomics,
+// and one order of additions. The barrier that joins what the threads saw also parts a step from the next. Other steps
+// (features out of order, or twice) take warp by warp and, of equal features, lane by lane: slow, and as repeatable.
+// Entries are loaded STEPS_AHEAD steps ahead: a step is much shorter than memory's delay.
+//
+// Blocks of one part run side by side and read the same entries: 8 bytes each from memory (4 in 16 bits), and as many
+// again a tile from the second-level cache. Parts are added in the order of rows by a second kernel.
 //
 // Launch: feature_stats: STATS_THREADS threads; blocks of parts x tiles, tiles first; dynamic shared memory of
 // 20 bytes a feature of a tile. feature_stats_total: THREADS threads, any number of blocks.
 #include "common.cuh"
 
-constexpr int STATS_THREADS = 1024, STEPS_AHEAD = 4;
+constexpr int STATS_THREADS = 1024, STEPS_AHEAD = 4, WHOLE_STEP = 8;
 
 struct Sums {  // of a tile
     double *sum, *squares;
@@ -91,6 +94,47 @@ __device__ inline void add_in_turn(const Sums& sums, const Entry& entry) {
     }
 }
 
+// Sums of a tile in whole numbers; squares in two parts, since shared memory adds 32 bits at a time.
+struct WholeSums {
+    u32 *sum, *squares, *carries, *count;
+
+    __device__ __forceinline__ void add(int feature, u32 value) const {
+        const u32 square = value * value;
+        atomicAdd(&sum[feature], value);
+        atomicAdd(&count[feature], 1u);
+        if (atomicAdd(&squares[feature], square) > ~square) atomicAdd(&carries[feature], 1u);
+    }
+};
+
+// Adds entries first..last - 1 where all values are whole numbers of 16 bits, few enough for 32 bits a sum; else false.
+template <class Value, class Id>
+__device__ bool add_whole(
+    const WholeSums& sums, const Id* ids, const Value* values, i64 first, i64 last, i64 n_rows, int first_feature,
+    int n_features
+) {
+    if (n_rows > 0xffff) return false;
+    bool whole = true;
+    for (i64 i = first + threadIdx.x; i - threadIdx.x < last && whole; i += WHOLE_STEP * STATS_THREADS) {
+        Value value[WHOLE_STEP];
+        int feature[WHOLE_STEP];
+#pragma unroll
+        for (int j = 0; j < WHOLE_STEP; ++j) {
+            const i64 at = i + j * STATS_THREADS;
+            feature[j] = at < last ? static_cast<int>(ids[at]) - first_feature : -1;
+            value[j] = at < last ? values[at] : Value{0};
+        }
+#pragma unroll
+        for (int j = 0; j < WHOLE_STEP; ++j) {
+            const bool fits = value[j] >= 0 && value[j] <= 0xffff;
+            const u32 number = fits ? static_cast<u32>(value[j]) : 0;
+            whole &= fits && static_cast<Value>(number) == value[j];
+            if (number != 0 && feature[j] >= 0 && feature[j] < n_features) sums.add(feature[j], number);
+        }
+        whole = __syncthreads_and(whole);
+    }
+    return whole;
+}
+
 template <class Value, class Id>
 __device__ void sum_features(
     const i64* __restrict__ indptr, const Id* __restrict__ indices, const Value* __restrict__ values, i64 n_rows,
@@ -100,13 +144,31 @@ __device__ void sum_features(
     const int n_tiles = (n_features + tile - 1) / tile;
     const int part = blockIdx.x / n_tiles, first_feature = blockIdx.x % n_tiles * tile;
     const int width = min(tile, n_features - first_feature);
+    const i64 from = n_rows * part / n_parts, to = n_rows * (part + 1) / n_parts;
+    const i64 out = static_cast<i64>(part) * n_features + first_feature;
+
+    u32* const whole = reinterpret_cast<u32*>(room);
+    const WholeSums whole_sums = {whole, whole + tile, whole + 2 * tile, whole + 3 * tile};
+    for (int i = threadIdx.x; i < 4 * tile; i += STATS_THREADS) whole[i] = 0;
+    __syncthreads();
+    if (add_whole(whole_sums, indices, values, indptr[from] - indptr[0], indptr[to] - indptr[0], to - from,
+                  first_feature, width)) {
+        for (int i = threadIdx.x; i < width; i += STATS_THREADS) {
+            const u64 squares = static_cast<u64>(whole_sums.carries[i]) << 32 | whole_sums.squares[i];
+            part_sums[out + i] = whole_sums.sum[i];
+            part_squares[out + i] = static_cast<double>(squares);
+            part_counts[out + i] = static_cast<int>(whole_sums.count[i]);
+        }
+        return;
+    }
+
     const Sums sums = {room, room + tile, reinterpret_cast<int*>(room + 2 * tile)};
     for (int i = threadIdx.x; i < width; i += STATS_THREADS) {
         sums.sum[i] = 0;
         sums.squares[i] = 0;
         sums.count[i] = 0;
     }
-    Steps<Value, Id> steps = {indptr, indices, values, n_rows * part / n_parts, n_rows * (part + 1) / n_parts, 0, 0};
+    Steps<Value, Id> steps = {indptr, indices, values, from, to, 0, 0};
     Loaded<Value, Id> ahead[STEPS_AHEAD];
 #pragma unroll
     for (int i = 0; i < STEPS_AHEAD; ++i) ahead[i] = steps.load();
@@ -124,7 +186,6 @@ __device__ void sum_features(
         }
     }
     __syncthreads();
-    const i64 out = static_cast<i64>(part) * n_features + first_feature;
     for (int i = threadIdx.x; i < width; i += STATS_THREADS) {
         part_sums[out + i] = sums.sum[i];
         part_squares[out + i] = sums.squares[i];

@@ -27,6 +27,7 @@ _STATS_BYTES = 20  # of shared memory, a feature
 _STATIC_SHARED = 10 << 10  # bytes, more than any kernel declares
 _LONG_ROW = 256  # entries on average, from which a row is worth a block
 _TEAM = 64
+_TILE = 2048  # items that a block sorts in registers
 _SUFFIX = {"float32": "f32", "uint16": "u16", "int32": "i32"}
 
 
@@ -95,11 +96,11 @@ def rank_tokens(
     with device().current():
         tokens, lengths, refused = _empty((rows.size, k), np.int32), _empty(rows.size, np.int32), _zeros(1, np.int32)
         token_values = _empty((0, 0) if target_sum is None else tokens.shape, np.float32)
-        blocks, shared, scratch = _sort_room(rows.size, 2 * k, np.uint64)
+        blocks, room, shared, scratch = _sort_room(rows.size, k, np.uint64)
         device().launch(
             "rank_tokens", f"rank_tokens_{_layout(batch)}", blocks, THREADS, shared,
             *_put(batch.indptr, batch.indices, batch.values, rows), np.int64(rows.size), *_put(scale), np.int32(k),
-            np.bool_(by_magnitude), np.float64(-1 if target_sum is None else target_sum),
+            np.int32(room), np.bool_(by_magnitude), np.float64(-1 if target_sum is None else target_sum),
             tokens, token_values, lengths, refused, scratch,
         )  # fmt: skip
         found = int(refused[0]) if target_sum else 0
@@ -112,10 +113,10 @@ def bin_values(batch: CSRBatch, n_bins: int) -> Int32:
         indptr, values = _put(batch.indptr, batch.values)
         out = _empty(batch.nnz, np.int32)
         longest = int((batch.indptr[1:] - batch.indptr[:-1]).max()) if batch.n_rows else 0
-        blocks, shared, scratch = _sort_room(batch.n_rows, 2 * longest, np.uint32)
+        blocks, room, shared, scratch = _sort_room(batch.n_rows, longest, np.uint32)
         device().launch(
             "bin_values", f"bin_values_{_suffix(values)}", blocks, THREADS, shared,
-            indptr, values, np.int64(batch.n_rows), np.int32(n_bins), np.int32(longest), out, scratch,
+            indptr, values, np.int64(batch.n_rows), np.int32(n_bins), np.int32(room), out, scratch,
         )  # fmt: skip
         return _fetch(out, batch.values)
 
@@ -200,13 +201,14 @@ def _by_row(name: str, batch: CSRBatch) -> tuple[str, int]:
     return f"{name}_{'block' if long else 'warp'}_{_suffix(batch.values)}", blocks
 
 
-def _sort_room(rows: int, items: int, kind: Any) -> tuple[int, int, Any]:
-    """Blocks, bytes of shared memory, and scratch where a block's items do not fit that."""
-    size = items * np.dtype(kind).itemsize
+def _sort_room(rows: int, items: int, kind: Any) -> tuple[int, int, int, Any]:
+    """Blocks, items that `block_sort` has room for, their bytes of shared memory, scratch where they do not fit."""
+    room = max(8, 1 << (items - 1).bit_length()) if 0 < items <= _TILE else -(-items // _TILE) * _TILE
+    size = room * np.dtype(kind).itemsize
     if size <= device().largest_shared - _STATIC_SHARED:
-        return min(max(rows, 1), _MOST_BLOCKS), size, None
+        return min(max(rows, 1), _MOST_BLOCKS), room, size, None
     blocks = min(max(rows, 1), _BLOCKS_WITH_SCRATCH)
-    return blocks, 0, _empty(blocks * items, kind)
+    return blocks, room, 0, _empty(blocks * room, kind)
 
 
 def _columns(width: int, table: Any) -> tuple[int, int, int]:

@@ -84,6 +84,17 @@ def test_tokens_of_long_rows(device: EmulatedDevice, k: int, bits: int) -> None:
             _equal(found, row_tokens(each, [3, 3, -1, 4, 0], scale, k, backend="reference"))
 
 
+def test_sorts_of_more_than_a_tile(device: EmulatedDevice) -> None:
+    batch, device.orders = random_batch(2, 6000, 0.85), (2, 3)  # three tiles of 2,048
+    signed = batch.with_values(np.random.default_rng(0).integers(-9, 9, batch.nnz).astype(np.float32))
+    for each in (signed, shuffled(signed)):
+        for small in (False, True):
+            _share(device, small)
+            found = row_tokens(each, [1, 0], np.ones(6000, np.float32), 5000, backend="cuda")
+            _equal(found, row_tokens(each, [1, 0], np.ones(6000, np.float32), 5000, backend="reference"))
+            _equal([bin_values(each, 51, backend="cuda")], [bin_values(each, 51, backend="reference")])
+
+
 def test_bins(device: EmulatedDevice) -> None:
     @device.fuzz(batches(st.one_of(SIGNED, COUNTS)), st.sampled_from([1, 2, 7, 51, 1 << 20]), SMALL_SHARED)
     def check(batch: CSRBatch, n_bins: int, small: bool) -> None:
@@ -125,7 +136,7 @@ def test_normalising_and_row_sums(device: EmulatedDevice) -> None:
 
 
 def test_statistics(device: EmulatedDevice) -> None:
-    @device.fuzz(batches(FINITE), SMALL_SHARED)
+    @device.fuzz(batches(st.one_of(FINITE, COUNTS)), SMALL_SHARED)
     def check(batch: CSRBatch, small: bool) -> None:
         _share(device, small and batch.n_features <= 300)
         found, expected = (feature_stats(batch, backend=backend) for backend in ("cuda", "reference"))  # type: ignore[arg-type]
@@ -133,6 +144,18 @@ def test_statistics(device: EmulatedDevice) -> None:
         scale = feature_stats(batch.with_values(np.abs(batch.values)), backend="reference").sum
         assert (np.abs(found.sum - expected.sum) <= 1e-14 * scale).all()
         np.testing.assert_allclose(found.sum_of_squares, expected.sum_of_squares, rtol=1e-14)
+
+
+@pytest.mark.parametrize("odd", [None, 0.5, 65_536, -1, np.inf])
+def test_statistics_of_whole_numbers(device: EmulatedDevice, odd: float | None) -> None:
+    """Squares beyond 32 bits are carried; a number that is not whole, or of more than 16 bits, comes late."""
+    indices = np.tile(np.arange(40, dtype=np.int32), 300)
+    values = np.random.default_rng(0).integers(65_000, 65_536, indices.size).astype(np.float32)
+    if odd is not None:
+        values[-3] = odd
+    batch = CSRBatch(np.arange(301) * 40, indices, values, 41)
+    found, expected = (feature_stats(batch, backend=backend) for backend in ("cuda", "reference"))  # type: ignore[arg-type]
+    _equal([found.count, found.sum, found.sum_of_squares], [expected.count, expected.sum, expected.sum_of_squares])
 
 
 def test_bags(device: EmulatedDevice) -> None:

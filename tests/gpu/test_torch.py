@@ -116,7 +116,8 @@ def test_csr_bag_takes_what_torch_hands_it() -> None:
     expected = csr_bag(*entries, table)
     memory = torch.empty(table.numel() + 1, device="cuda")
     memory[1:] = table.ravel()
-    torch.testing.assert_close(csr_bag(*entries, memory[1:].view(FEATURES, 64)), expected)
+    unaligned = csr_bag(*entries, memory[1:].view(FEATURES, 64))  # adds its 700 entries in another order
+    torch.testing.assert_close(unaligned, expected, rtol=1e-5, atol=1e-4)
     torch.testing.assert_close(csr_bag(*entries, table.T.contiguous().T), expected)
     leaf = table.clone().requires_grad_()
     (expanded,) = torch.autograd.grad(csr_bag(*entries, leaf).sum(), leaf)
