@@ -34,6 +34,10 @@ def prepare(config: RunConfig) -> Prepared:
         simulate(part, subjects=config.cohort.simulate.subjects, seed=config.cohort.simulate.seed)
         part.rename(path)
     cohort = read_cohort(path, task=config.cohort.family, modalities=config.inputs.modalities)
+    if unknown := sorted(set(config.inputs.features) - set(cohort.modalities)):
+        raise ValueError(f"inputs.features: expected modalities among {sorted(cohort.modalities)}, got {unknown}")
+    chosen = {name: cohort.modalities[name].only(features) for name, features in config.inputs.features.items()}
+    cohort = replace(cohort, modalities=cohort.modalities | chosen)
     store = stores = None
     if cohort.has_records and config.inputs.records:
         stores = Path(config.runs) / ".records"

@@ -8,9 +8,9 @@ dense, by the panel where it is sparse.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,26 @@ class Modality:
     sample_time: Times
     panels: dict[str, npt.NDArray[np.bool_]]
     panel: npt.NDArray[np.object_]
+
+    def only(self, features: Sequence[str]) -> Modality:
+        """The same samples with some of the features, in the modality's own order.
+
+        Raises
+        ------
+        ValueError
+            If the modality lacks one of them.
+        """
+        wanted = set(features)
+        if missing := sorted(wanted.difference(self.features)):
+            raise ValueError(f"{self.name}: expected features such as {shown(self.features)}, got {missing}")
+        columns = [i for i, feature in enumerate(self.features) if feature in wanted]
+        return replace(
+            self,
+            matrix=CSRBatch.from_scipy(self.matrix.to_scipy()[:, columns]),
+            features=tuple(self.features[i] for i in columns),
+            genes=tuple(self.genes[i] for i in columns),
+            panels={name: measured[columns] for name, measured in self.panels.items()},
+        )
 
 
 def latest_samples(modality: Modality, subject_id: Int64, prediction_time: Times) -> Int64:

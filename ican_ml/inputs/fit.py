@@ -46,8 +46,14 @@ class InputConfig:
     ----------
     modalities
         Names of the omics modalities to use; ``None`` = all that the cohort has.
+    features
+        Modality to the names of its features that are used; one that is not named is used whole. A count is still
+        scaled by its row's total, which is then that of these features.
     records
         Use the longitudinal record where the cohort has one.
+    codes
+        Codes of the record that the network knows, each with all below it: ``LAB`` is ``LAB//HGB`` too. Any other is an
+        unknown code. ``None`` = every code.
     treatments
         Say which treatment is asked about.
     covariates
@@ -63,7 +69,9 @@ class InputConfig:
     """
 
     modalities: list[str] | None = None
+    features: dict[str, list[str]] = field(default_factory=dict)
     records: bool = True
+    codes: list[str] | None = None
     treatments: bool = True
     covariates: list[str] = field(default_factory=lambda: ["indication"])
     max_tokens: int = 32
@@ -110,7 +118,7 @@ def fit_schema(
     targets = {drug: genes for drug, genes in sorted(cohort.targets.items()) if genes}
     genes = {gene for modality in modalities for gene in modality.genes}
     classes = sorted({cohort.classes[drug] for drug in drugs if drug in cohort.classes})
-    vocabulary = _fit_vocabulary(store, states, config.min_subjects) if store is not None else None
+    vocabulary = _fit_vocabulary(store, states, config) if store is not None else None
     schema = InputSchema(
         modalities=modalities,
         genes=tuple(sorted(genes | {gene for targeted in targets.values() for gene in targeted})),
@@ -215,10 +223,14 @@ def _fit_drugs(episodes: pl.DataFrame, min_subjects: int) -> tuple[str, ...]:
     return tuple(sorted(drug for drug, subjects in count.items() if subjects >= min_subjects))
 
 
-def _fit_vocabulary(store: RecordStore, states: CohortStates, min_subjects: int) -> Vocabulary:
+def _fit_vocabulary(store: RecordStore, states: CohortStates, config: InputConfig) -> Vocabulary:
     """From each training subject's latest state, so that a subject with many episodes counts once."""
     last = latest_rows(states.subject_id, states.prediction_time)
-    return fit_vocabulary(histories(store, states.subject_id[last], states.prediction_time[last]), min_subjects)
+    known = histories(store, states.subject_id[last], states.prediction_time[last])
+    vocabulary = fit_vocabulary(known, config.min_subjects, config.codes)
+    if config.codes and not vocabulary.codes:
+        raise ValueError(f"inputs.codes: expected codes of the record, got {config.codes}, which too few have")
+    return vocabulary
 
 
 def _fit_covariate(episodes: pl.DataFrame, name: str) -> Covariate:

@@ -6,6 +6,8 @@ a piece of the record, and the values of those (code, unit) that enough subjects
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from ican_ml.records.vocabulary import Bool, Events, Float32, Int64, Record, Vocabulary, back_off, pair_of
@@ -13,7 +15,7 @@ from ican_ml.records.vocabulary import Bool, Events, Float32, Int64, Record, Voc
 _SD_PER_IQR = 1.349
 
 
-def fit_vocabulary(record: Record, min_subjects: int) -> Vocabulary:
+def fit_vocabulary(record: Record, min_subjects: int, only: Sequence[str] | None = None) -> Vocabulary:
     """Fit a vocabulary on training subjects.
 
     A code gets an id when at least ``min_subjects`` rows have it, or one below it: rare codes then back off to it. A
@@ -25,6 +27,8 @@ def fit_vocabulary(record: Record, min_subjects: int) -> Vocabulary:
         One row a training subject (its latest prediction time): rows are counted as subjects.
     min_subjects
         At least 1.
+    only
+        Codes to know, each with all below it (``LAB`` is ``LAB//HGB`` too); ``None`` = every code.
 
     Raises
     ------
@@ -45,7 +49,10 @@ def fit_vocabulary(record: Record, min_subjects: int) -> Vocabulary:
         seen_row, seen_code = np.divmod(seen, max(len(size), 1))
         reached = distinct(np.repeat(seen_row, size[seen_code]) * max(len(names), 1) + flat[_expand(size, seen_code)])
         subjects += np.bincount(reached % max(len(names), 1), minlength=len(names))
-    codes = tuple(name for name, n in zip(names, subjects.tolist(), strict=True) if n >= min_subjects)
+    wanted = (only is None or f"{name}//".startswith(tuple(f"{code}//" for code in only)) for name in names)
+    codes = tuple(
+        name for name, n, kept in zip(names, subjects.tolist(), wanted, strict=True) if kept and n >= min_subjects
+    )
     return Vocabulary(codes=codes, normal=_fit_normal(record, first, set(codes), min_subjects), parents=first.parents)
 
 

@@ -84,6 +84,20 @@ def test_one_task_and_some_modalities(mini: Path) -> None:
     assert read_cohort(mini, modalities=[]).modalities == {}
 
 
+def test_some_features_of_a_modality(mini: Path) -> None:
+    for modality in read_cohort(mini).modalities.values():
+        part = modality.only([modality.features[-1], modality.features[0]])
+        assert part.features == (modality.features[0], modality.features[-1]), "in the modality's own order"
+        whole = modality.matrix.to_scipy().toarray()
+        np.testing.assert_array_equal(part.matrix.to_scipy().toarray(), whole[:, [0, -1]])
+        assert part.matrix.nnz == np.isin(modality.matrix.indices, [0, whole.shape[1] - 1]).sum(), "measured zeros stay"
+        assert [measured.tolist() for measured in part.panels.values()] == [
+            [bool(measured[0]), bool(measured[-1])] for measured in modality.panels.values()
+        ]
+        with pytest.raises(ValueError, match=rf"{modality.name}: expected features .*got \['nothing'\]"):
+            modality.only(["nothing"])
+
+
 def test_unknown_names_list_those_present(mini: Path) -> None:
     task, modality = problems(mini, task="benfit", modalities=["rna"])
     assert "'benfit'" in task

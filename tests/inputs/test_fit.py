@@ -149,6 +149,11 @@ def test_nonsense_in_the_configuration_is_refused() -> None:
         InputConfig(max_events=0)
 
 
+def test_codes_that_nobody_has_are_refused(sim_cohort: Cohort, sim_records: RecordStore) -> None:
+    with pytest.raises(ValueError, match=r"inputs\.codes: expected codes of the record, got \['LOB'\]"):
+        fit_schema(sim_cohort, sim_records, sim_cohort.episodes, InputConfig(codes=["LOB"]), outcomes=[])
+
+
 def test_a_covariate_that_is_a_date_or_a_list_is_refused(sim_cohort: Cohort) -> None:
     for name in ("prediction_time", "treatment"):
         with pytest.raises(ValueError, match=f"expected numbers or text, got '{name}'"):

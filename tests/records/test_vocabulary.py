@@ -48,6 +48,14 @@ def test_rare_codes_share_an_ancestor_that_enough_subjects_reach(events_of: Even
     assert vocabulary.coverage(events)["backed_off"] == 1
 
 
+def test_only_some_codes_are_known_with_all_below_them(events_of: EventsOf) -> None:
+    events = events_of(*codes(2, "LAB//HGB"), *codes(2, "LAB//NLR"), *codes(2, "LABEL"), *codes(2, "SEX//F"))
+    assert fit_vocabulary(events, 2, ["LAB"]).codes == ("LAB", "LAB//HGB", "LAB//NLR")
+    vocabulary = fit_vocabulary(events, 2, ["LAB//NLR", "SEX//F"])
+    assert vocabulary.codes == ("LAB//NLR", "SEX//F")
+    assert vocabulary.coverage(events)["unknown"] == 0.5, "a code that is left out does not back off"
+
+
 def test_parents_are_reached_too(events_of: EventsOf) -> None:
     events = events_of((0, "DRUG//A//START", None, ""), (1, "DRUG//A//START", None, ""))
     vocabulary = fit_vocabulary(events, min_subjects=2)
