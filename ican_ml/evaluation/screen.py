@@ -31,6 +31,7 @@ class _Size:
 
 _SIZES = (
     _Size(components=30, growths=5),
+    _Size(components=60, growths=5),
     _Size(components=60, growths=1, change={"trees": 2000, "depth": 8, "learning_rate": 0.1}),
 )
 
