@@ -3,8 +3,9 @@
 Ridge: one linear model per drug on the samples' components (one strength for all drugs, chosen on the tuning rows).
 Boosting: trees on the samples' leading components and the drug's latent description (the components of its responses
 over the training samples), for what the drug's mean leaves unexplained: few small trees, averaged over five growths, or
-many large ones, as the tuning rows like it. (Samples not seen before want the former, pairs the latter.) Both predict
-unseen samples of known drugs; a drug without training rows gets the overall mean.
+many large ones, as the tuning rows like it. (Samples not seen before want the former, pairs the latter.) Both learn
+from training and tuning rows in the end, and predict unseen samples of known drugs; a drug without such rows gets the
+overall mean.
 """
 
 from __future__ import annotations
@@ -73,18 +74,17 @@ def fit_screen_boosting(
 ) -> FloatArray:
     """Predictions [test rows]: the drug's mean plus boosted trees on sample and drug."""
     drug = design.regimen.argmax(axis=1)
-    means = _drug_means(drug, outcome.value, train_rows, design.regimen.shape[1])
-    deviation = Outcome.regression(outcome.value - means[drug])
 
-    def grown(size: _Size, tuning: IntArray, query: IntArray, growths: int) -> FloatArray:
+    def grown(size: _Size, fit_rows: IntArray, query: IntArray, growths: int) -> FloatArray:
+        means = _drug_means(drug, outcome.value, fit_rows, design.regimen.shape[1])
         reduced = replace(matrix, components=min(matrix.components, size.components))
-        values = _screen_matrix(design, outcome, drug, means, train_rows, reduced, seed)
+        values = _screen_matrix(design, outcome, drug, means, fit_rows, reduced, seed)
         found = [
             fit_boosting(
                 values,
-                deviation,
-                train_rows,
-                tuning,
+                Outcome.regression(outcome.value - means[drug]),
+                fit_rows,
+                tuning_rows[:0],
                 query,
                 config=replace(config, **size.change),
                 seed=seed + number,
@@ -92,16 +92,15 @@ def fit_screen_boosting(
             )
             for number in range(growths)
         ]
-        mean: FloatArray = np.mean(found, axis=0)
-        return mean
+        scores: FloatArray = means[drug[query]] + np.mean(found, axis=0)
+        return scores
 
     size = _SIZES[0]
     if len(tuning_rows):
-        nobody = tuning_rows[:0]
-        error = [((grown(s, nobody, tuning_rows, 1) - deviation.value[tuning_rows]) ** 2).mean() for s in _SIZES]
+        wanted = outcome.value[tuning_rows]
+        error = [((grown(size, train_rows, tuning_rows, 1) - wanted) ** 2).mean() for size in _SIZES]
         size = _SIZES[int(np.argmin(error))]
-    scores: FloatArray = means[drug[test_rows]] + grown(size, tuning_rows, test_rows, size.growths)
-    return scores
+    return grown(size, np.concatenate([train_rows, tuning_rows]), test_rows, size.growths)
 
 
 def _screen_matrix(
