@@ -106,6 +106,18 @@ __device__ __forceinline__ void put_in_order(Item& first, Item& second, Before b
     }
 }
 
+// Merges two ordered halves of a thread's items whose comparisons further apart than `stride` are done.
+template <class Item, class Before>
+__device__ __forceinline__ void merge_within(Item (&own)[EACH], int stride, Before before) {
+#pragma unroll
+    for (; stride > 0; stride /= 2) {
+#pragma unroll
+        for (int j = 0; j < EACH; ++j) {
+            if (!(j & stride)) put_in_order(own[j], own[j | stride], before);
+        }
+    }
+}
+
 // Compares a thread's items with those of the thread `mask` away, or with their mirror image there; of two, the first
 // goes to the lower thread. Lanes of one warp shuffle, others meet in `room`.
 template <bool MIRRORED, class Item, class Before>
@@ -144,13 +156,7 @@ template <class Item, class Before>
 __device__ void block_merge(Item (&own)[EACH], Item* room, int n_threads, int distance, Before before) {
 #pragma unroll 1
     for (; distance > 0; distance /= 2) block_exchange<false>(own, room, n_threads, distance, before);
-#pragma unroll
-    for (int stride = EACH / 2; stride > 0; stride /= 2) {
-#pragma unroll
-        for (int j = 0; j < EACH; ++j) {
-            if (!(j & stride)) put_in_order(own[j], own[j | stride], before);
-        }
-    }
+    merge_within(own, EACH / 2, before);
 }
 
 // Merges ordered runs, of this length to begin with, where they lie; ranks are at sorted_at.
@@ -171,9 +177,9 @@ __device__ void block_merge_runs(Item* items, int room, int run, Before before) 
 
 // Sorts n items, none of which stays where it was: the item of rank r is at sorted_at(r). Equal items are
 // interchangeable; `last` is after all of them. Batcher's bitonic merges, all in one direction (Knuth, The Art of
-// Computer Programming 3, 5.3.4): up to TILE items lie in registers, EACH a thread; more are sorted tile by tile
-// and merged where they lie. Room at `items`: EACH times a power of two up to TILE, or whole
-// tiles. `items` should be known to be in shared memory: generic pointers take registers that are needed here.
+// Computer Programming 3, 5.3.4): up to TILE items lie in registers, EACH a thread; more are sorted tile by tile and
+// merged where they lie. Room at `items`: EACH times a power of two up to TILE, or whole tiles. `items` should be known
+// to be in shared memory: generic pointers take registers that are needed here.
 template <class Item, class Before>
 __device__ void block_sort(Item* items, int n, Item last, Before before) {
     const int me = threadIdx.x;
@@ -195,13 +201,7 @@ __device__ void block_sort(Item* items, int n, Item last, Before before) {
             for (int j = 0; j < EACH; ++j) {
                 if (!(j & size / 2)) put_in_order(own[j], own[j ^ (size - 1)], before);
             }
-#pragma unroll
-            for (int stride = size / 4; stride > 0; stride /= 2) {
-#pragma unroll
-                for (int j = 0; j < EACH; ++j) {
-                    if (!(j & stride)) put_in_order(own[j], own[j | stride], before);
-                }
-            }
+            merge_within(own, size / 4, before);
         }
 #pragma unroll 1
         for (int run = 1; run < n_threads; run *= 2) {

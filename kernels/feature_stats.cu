@@ -17,6 +17,7 @@
 #include "common.cuh"
 
 constexpr int STATS_THREADS = 1024, STEPS_AHEAD = 4, WHOLE_STEP = 8;
+constexpr u32 MOST_WHOLE = 0xffffffffu / 0xffff;  // numbers of 16 bits whose sum is sure to fit 32
 
 struct Sums {  // of a tile
     double *sum, *squares;
@@ -106,13 +107,12 @@ struct WholeSums {
     }
 };
 
-// Adds entries first..last - 1 where all values are whole numbers of 16 bits, few enough for 32 bits a sum; else false.
+// Adds entries first..last - 1 where all values are whole numbers of 16 bits and no feature has so many that its sum
+// needs more than 32; else false.
 template <class Value, class Id>
 __device__ bool add_whole(
-    const WholeSums& sums, const Id* ids, const Value* values, i64 first, i64 last, i64 n_rows, int first_feature,
-    int n_features
+    const WholeSums& sums, const Id* ids, const Value* values, i64 first, i64 last, int first_feature, int n_features
 ) {
-    if (n_rows > 0xffff) return false;
     bool whole = true;
     for (i64 i = first + threadIdx.x; i - threadIdx.x < last && whole; i += WHOLE_STEP * STATS_THREADS) {
         Value value[WHOLE_STEP];
@@ -132,7 +132,8 @@ __device__ bool add_whole(
         }
         whole = __syncthreads_and(whole);
     }
-    return whole;
+    for (int i = threadIdx.x; i < n_features; i += STATS_THREADS) whole &= sums.count[i] <= MOST_WHOLE;
+    return __syncthreads_and(whole);
 }
 
 template <class Value, class Id>
@@ -151,8 +152,8 @@ __device__ void sum_features(
     const WholeSums whole_sums = {whole, whole + tile, whole + 2 * tile, whole + 3 * tile};
     for (int i = threadIdx.x; i < 4 * tile; i += STATS_THREADS) whole[i] = 0;
     __syncthreads();
-    if (add_whole(whole_sums, indices, values, indptr[from] - indptr[0], indptr[to] - indptr[0], to - from,
-                  first_feature, width)) {
+    if (add_whole(whole_sums, indices, values, indptr[from] - indptr[0], indptr[to] - indptr[0], first_feature,
+                  width)) {
         for (int i = threadIdx.x; i < width; i += STATS_THREADS) {
             const u64 squares = static_cast<u64>(whole_sums.carries[i]) << 32 | whole_sums.squares[i];
             part_sums[out + i] = whole_sums.sum[i];

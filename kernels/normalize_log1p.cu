@@ -68,7 +68,7 @@ struct KeptRow {
 
     __device__ __forceinline__ void write(double factor, float* out) const {
         if (!fits_float(factor)) {
-            for (int i = threadIdx.x; i < size; i += THREADS) out[i] = static_cast<float>(log1p(row[i] * factor));
+            for (int i = threadIdx.x; i < size; i += THREADS) out[i] = scaled_log1p(as_float(row[i]), factor);
             return;
         }
         const float by = static_cast<float>(factor);

@@ -203,7 +203,7 @@ def _by_row(name: str, batch: CSRBatch) -> tuple[str, int]:
 
 def _sort_room(rows: int, items: int, kind: Any) -> tuple[int, int, int, Any]:
     """Blocks, items that `block_sort` has room for, their bytes of shared memory, scratch where they do not fit."""
-    room = max(8, 1 << (items - 1).bit_length()) if 0 < items <= _TILE else -(-items // _TILE) * _TILE
+    room = max(_TILE // THREADS, 1 << (items - 1).bit_length()) if 0 < items <= _TILE else -(-items // _TILE) * _TILE
     size = room * np.dtype(kind).itemsize
     if size <= device().largest_shared - _STATIC_SHARED:
         return min(max(rows, 1), _MOST_BLOCKS), room, size, None

@@ -49,9 +49,11 @@ def fit_vocabulary(record: Record, min_subjects: int, only: Sequence[str] | None
         seen_row, seen_code = np.divmod(seen, max(len(size), 1))
         reached = distinct(np.repeat(seen_row, size[seen_code]) * max(len(names), 1) + flat[_expand(size, seen_code)])
         subjects += np.bincount(reached % max(len(names), 1), minlength=len(names))
-    wanted = (only is None or f"{name}//".startswith(tuple(f"{code}//" for code in only)) for name in names)
+    above = ("",) if only is None else tuple(f"{code}//" for code in only)
     codes = tuple(
-        name for name, n, kept in zip(names, subjects.tolist(), wanted, strict=True) if kept and n >= min_subjects
+        name
+        for name, n in zip(names, subjects.tolist(), strict=True)
+        if n >= min_subjects and f"{name}//".startswith(above)
     )
     return Vocabulary(codes=codes, normal=_fit_normal(record, first, set(codes), min_subjects), parents=first.parents)
 

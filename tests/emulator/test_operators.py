@@ -158,6 +158,14 @@ def test_statistics_of_whole_numbers(device: EmulatedDevice, odd: float | None) 
     _equal([found.count, found.sum, found.sum_of_squares], [expected.count, expected.sum, expected.sum_of_squares])
 
 
+def test_statistics_of_a_feature_that_a_row_holds_often(device: EmulatedDevice) -> None:
+    """Sums of whole numbers that 32 bits cannot hold."""
+    n = 66_000
+    batch = CSRBatch(np.array([0, n]), np.zeros(n, np.int32), np.full(n, 65_535, np.float32), 1)
+    found, expected = (feature_stats(batch, backend=backend) for backend in ("cuda", "reference"))  # type: ignore[arg-type]
+    _equal([found.count, found.sum, found.sum_of_squares], [expected.count, expected.sum, expected.sum_of_squares])
+
+
 def test_bags(device: EmulatedDevice) -> None:
     @device.fuzz(batches(st.floats(-8, 8, width=16)), st.sampled_from([0, 1, 21, 32, 64, 70, 260]))
     def check(batch: CSRBatch, width: int) -> None:
