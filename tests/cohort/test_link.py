@@ -2,6 +2,7 @@
 
 import doctest
 import os
+import re
 import stat
 from datetime import date
 from pathlib import Path
@@ -196,7 +197,7 @@ def test_the_command_writes_the_table_without_an_identifier(
     for written in (out.read_bytes().decode("latin-1"), printed):
         for code in (ANNA, BERTIL, "010203-0450"):
             assert code.lower() not in written.lower()
-            assert code[:6] not in written
+            assert code[:6] not in re.findall(r"\d+", written)
 
 
 @pytest.mark.parametrize(
