@@ -1,12 +1,14 @@
 """The two baselines that every run is measured against, on the same folds and the same information.
 
 "ridge": a penalised linear model (logistic, Cox or least squares; Hoerl and Kennard 1970, Cox 1972), its strength
-chosen on the tuning rows. "boosting": gradient-boosted trees. A screen of single drugs gets their usual forms there
-(see `screen`). After tuning, both are fitted again on training and tuning rows together.
+chosen on the tuning rows; of survival, a model for each indication. "boosting": gradient-boosted trees. A screen of
+single drugs gets their usual forms there (see `screen`). After tuning, both are fitted again on training and tuning
+rows together.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
@@ -16,11 +18,12 @@ from ican_ml.evaluation.boosting import BoostingConfig, fit_boosting
 from ican_ml.evaluation.design import Design, MatrixConfig, boosting_matrix, ridge_matrix
 from ican_ml.evaluation.linear import fit_ridge_path
 from ican_ml.evaluation.metrics import auroc, harrell_c, rmse
-from ican_ml.evaluation.outcome import FloatArray, IntArray, Outcome
+from ican_ml.evaluation.outcome import BoolArray, FloatArray, IntArray, Outcome
 from ican_ml.evaluation.screen import fit_screen_boosting, fit_screen_ridge
 from ican_ml.evaluation.weighted import label_codes
 
 BASELINES = ("ridge", "boosting")
+_MIN_EVENTS = 20
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -114,17 +117,56 @@ def _fit_ridge(
             design, outcome, train, tuning, test, strengths=config.strengths, matrix=config.matrix, seed=seed
         )
     strata, _ = label_codes(design.groups)
-    matrix = ridge_matrix(design, train, config.matrix, seed, interactions=outcome.kind == "survival")
+    parts = _parts(design, outcome, train, config.matrix, seed)
     best = config.strengths[len(config.strengths) // 2]
     if len(tuning):
-        path = fit_ridge_path(matrix[train], outcome.take(train), config.strengths, strata=strata[train])
-        quality = [_quality(outcome.take(tuning), model.predict(matrix[tuning]), strata[tuning]) for model in path]
+        found = _ridge_scores(parts, outcome, train, tuning, config.strengths)
+        quality = [_quality(outcome.take(tuning), scores, strata[tuning]) for scores in found]
         if np.isfinite(quality).any():
             best = config.strengths[int(np.nanargmax(quality))]
-    both = np.concatenate([train, tuning])
-    model = fit_ridge_path(matrix[both], outcome.take(both), [best], strata=strata[both])[0]
-    scores = model.predict(matrix[test])
+    scores: FloatArray = _ridge_scores(parts, outcome, np.concatenate([train, tuning]), test, [best])[0]
     return 1.0 / (1.0 + np.exp(-scores)) if outcome.kind == "binary" else scores
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Rows that one linear model learns from, their matrix, their baseline hazards, and which of them it scores."""
+
+    rows: IntArray
+    matrix: FloatArray
+    strata: IntArray
+    scored: BoolArray
+
+
+def _parts(design: Design, outcome: Outcome, train: IntArray, config: MatrixConfig, seed: int) -> list[_Part]:
+    """One model of all rows; of survival, one for each indication, and one of all rows for those with few events."""
+    strata, names = label_codes(design.groups)
+    own: list[int] = []
+    if outcome.kind == "survival" and len(names) > 1:
+        events = np.bincount(strata[train], weights=outcome.event[train], minlength=len(names))
+        own = np.flatnonzero(events >= _MIN_EVENTS).tolist()
+    parts = []
+    for group in own:
+        rows = np.flatnonzero(strata == group)
+        inside = np.searchsorted(rows, train[strata[train] == group])
+        matrix = ridge_matrix(design.take(rows), inside, config, seed, together=True)
+        parts.append(_Part(rows, matrix, strata[rows], np.ones(len(rows), dtype=bool)))
+    if len(own) < len(names):
+        matrix = ridge_matrix(design, train, config, seed)
+        parts.append(_Part(np.arange(design.n_rows), matrix, strata, ~np.isin(strata, own)))
+    return parts
+
+
+def _ridge_scores(
+    parts: Sequence[_Part], outcome: Outcome, train: IntArray, asked: IntArray, strengths: Sequence[float]
+) -> FloatArray:
+    """Linear predictors [strengths, asked rows]."""
+    found = np.full((len(strengths), len(outcome)), np.nan)
+    for part in parts:
+        known = np.flatnonzero(np.isin(part.rows, train))
+        path = fit_ridge_path(part.matrix[known], outcome.take(part.rows[known]), strengths, strata=part.strata[known])
+        found[:, part.rows[part.scored]] = [model.predict(part.matrix[part.scored]) for model in path]
+    return found[:, asked]
 
 
 def _fit_boosting(

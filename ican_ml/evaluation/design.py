@@ -7,7 +7,7 @@ every statistic (means, deviations, medians, principal components) from the trai
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,6 +55,21 @@ class Design:
                     f"omics block {name!r} has {block.n_patients} patients, but rows refer to {self.patient.max()}"
                 )
 
+    def take(self, rows: IntArray) -> Design:
+        """Only some rows and their patients."""
+        patients, patient = np.unique(self.patient[rows], return_inverse=True)
+        return replace(
+            self,
+            omics={
+                name: replace(block, matrix=block.matrix.take(patients), panel=block.panel[patients])
+                for name, block in self.omics.items()
+            },
+            patient=patient,
+            regimen=self.regimen[rows],
+            summary=self.summary[rows],
+            groups=self.groups[rows],
+        )
+
     @property
     def n_rows(self) -> int:
         """Number of episode rows."""
@@ -84,39 +99,34 @@ class MatrixConfig:
         Blocks with more features than this are reduced.
     clip
         Standardised values are cut at plus and minus this: heavy tails.
-    max_interactions
-        With few features, linear survival models get each feature once more per indication, up to this many columns.
     """
 
     components: int = 60
     wide_block: int = 256
     clip: float = 10.0
-    max_interactions: int = 1600
 
     def __post_init__(self) -> None:
-        if self.components < 1 or self.wide_block < 1 or self.clip <= 0 or self.max_interactions < 0:
+        if self.components < 1 or self.wide_block < 1 or self.clip <= 0:
             raise ValueError(
-                "components, wide_block and clip must be positive and max_interactions not negative; "
-                f"got {self.components}, {self.wide_block}, {self.clip}, {self.max_interactions}"
+                "components, wide_block and clip must be positive; "
+                f"got {self.components}, {self.wide_block}, {self.clip}"
             )
 
 
 def ridge_matrix(
-    design: Design, fit_rows: IntArray, config: MatrixConfig, seed: int, *, interactions: bool = False
+    design: Design, fit_rows: IntArray, config: MatrixConfig, seed: int, *, together: bool = False
 ) -> FloatArray:
-    """Standardised, imputed, clipped float64 [rows, features] for linear models; constant columns are dropped."""
+    """Standardised, imputed, clipped float64 [rows, features] for linear models; constant columns are dropped.
+
+    ``together``: the components are those of all wide blocks at once, rather than as many of each.
+    """
     parts = []
-    for block, reduced in _patient_blocks(design, fit_rows, config, seed):
+    for block, reduced in _patient_blocks(design, fit_rows, config, seed, together=together):
         columns = block[design.patient].astype(np.float64)
         parts.append(columns if reduced else _standardised(columns, fit_rows, config.clip))
     for table in (design.regimen, design.summary, _one_hot(design.groups)):
         parts.append(_standardised(table.astype(np.float64), fit_rows, config.clip))
-    matrix = np.concatenate(parts, axis=1)
-    codes, names = label_codes(design.groups)
-    if interactions and len(names) > 1 and matrix.shape[1] * (len(names) + 1) <= config.max_interactions:
-        inside = [matrix * (codes == number)[:, None] for number in range(len(names))]
-        matrix = np.concatenate([matrix, *inside], axis=1)
-    return matrix
+    return np.concatenate(parts, axis=1)
 
 
 def boosting_matrix(
@@ -142,21 +152,19 @@ def patient_components(design: Design, fit_rows: IntArray, config: MatrixConfig,
 
 
 def _patient_blocks(
-    design: Design, fit_rows: IntArray, config: MatrixConfig, seed: int
+    design: Design, fit_rows: IntArray, config: MatrixConfig, seed: int, *, together: bool = False
 ) -> list[tuple[Float32Array, bool]]:
-    """Omics blocks [patients, features], wide ones as components of the training patients; and which are."""
+    """Omics blocks [patients, features], first wide ones as components of the training patients; and which are."""
+    wide = [block for block in design.omics.values() if block.n_features > config.wide_block]
+    narrow = [(block.dense(), False) for block in design.omics.values() if block.n_features <= config.wide_block]
     fit_patients = np.unique(design.patient[fit_rows])
-    row_codes, _ = label_codes(design.groups)
-    blocks: list[tuple[Float32Array, bool]] = []
-    for block in design.omics.values():
-        if block.n_features <= config.wide_block:
-            blocks.append((block.dense(), False))
-            continue
-        groups = np.zeros(block.n_patients, dtype=np.int64)
-        groups[design.patient] = row_codes
-        reduced = components(block, fit_patients, groups, count=config.components, clip=config.clip, seed=seed)
+    blocks = []
+    for each in [wide] if together and wide else [[block] for block in wide]:
+        groups = np.zeros(each[0].n_patients, dtype=np.int64)
+        groups[design.patient] = label_codes(design.groups)[0]
+        reduced = components(each, fit_patients, groups, count=config.components, clip=config.clip, seed=seed)
         blocks.append((reduced, True))
-    return blocks
+    return blocks + narrow
 
 
 def _standardised(columns: FloatArray, fit_rows: IntArray, clip: float) -> FloatArray:

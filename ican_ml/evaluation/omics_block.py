@@ -9,7 +9,7 @@ decomposition needs (Halko, Martinsson and Tropp, SIAM Review 53, 2011, doi:10.1
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -74,12 +74,14 @@ class OmicsBlock:
         return block
 
 
-def components(block: OmicsBlock, training: Int64, groups: Int64, *, count: int, clip: float, seed: int) -> Float32:
-    """Principal components of features standardised inside each group, since groups differ in what they measure.
+def components(
+    blocks: Sequence[OmicsBlock], training: Int64, groups: Int64, *, count: int, clip: float, seed: int
+) -> Float32:
+    """Principal components of all blocks' features, standardised inside each group: groups differ in what they measure.
 
     A group with few training patients is standardised by all of them. What is missing, or constant in training,
     becomes 0. Components keep their relative variance (mean 1), so that a ridge on them is a ridge on the features.
-    Memory: about half as much again as the block itself.
+    Memory: about half as much again as the blocks themselves.
 
     Parameters
     ----------
@@ -97,8 +99,8 @@ def components(block: OmicsBlock, training: Int64, groups: Int64, *, count: int,
     float32 [patients, components]
         The largest training score of each component is positive.
     """
-    z = _standardise(block, training, groups, clip)
-    axes = _principal_axes(z, training, max(1, min(count, len(training) - 1, block.n_features)), seed)
+    z = _SideBySide([_standardise(block, training, groups, clip) for block in blocks])
+    axes = _principal_axes(z, training, max(1, min(count, len(training) - 1, z.n_features)), seed)
     scores = z.times(axes)
     known = scores[training]
     largest = known[np.abs(known).argmax(axis=0), np.arange(known.shape[1])]
@@ -122,6 +124,28 @@ class _Standardised:
     def transposed_times(self, rows_table: Float32) -> Float32:
         """The product of the transposed matrix with a table [patients, width]: [features, width]."""
         return bag_transposed(self.sparse, rows_table) + self.base.T @ bag_transposed(self.pair, rows_table)
+
+
+@dataclass(frozen=True, slots=True)
+class _SideBySide:
+    """Blocks of the same patients as one, features in their order."""
+
+    blocks: Sequence[_Standardised]
+
+    @property
+    def n_rows(self) -> int:
+        return self.blocks[0].sparse.n_rows
+
+    @property
+    def n_features(self) -> int:
+        return sum(block.sparse.n_features for block in self.blocks)
+
+    def times(self, table: Float32) -> Float32:
+        tables = np.split(table, np.cumsum([block.sparse.n_features for block in self.blocks])[:-1])
+        return np.asarray(sum(block.times(part) for block, part in zip(self.blocks, tables, strict=True)), np.float32)
+
+    def transposed_times(self, rows_table: Float32) -> Float32:
+        return np.concatenate([block.transposed_times(rows_table) for block in self.blocks])
 
 
 def _standardise(block: OmicsBlock, training: Int64, groups: Int64, clip: float) -> _Standardised:
@@ -176,15 +200,15 @@ def _pieces(matrix: CSRBatch, rows: Int64) -> Iterator[tuple[Int64, CSRBatch]]:
         yield rows[start:stop], matrix.take(rows[start:stop])
 
 
-def _principal_axes(z: _Standardised, training: Int64, count: int, seed: int) -> Float32:
+def _principal_axes(z: _SideBySide, training: Int64, count: int, seed: int) -> Float32:
     """float32 [features, count]: the leading right singular vectors of the training rows, from the shorter side."""
-    n_features = z.sparse.n_features
+    n_features = z.n_features
 
     def times(table: Float32) -> Float32:
         return z.times(table)[training]
 
     def transposed_times(rows_table: Float32) -> Float32:
-        every = np.zeros((z.sparse.n_rows, rows_table.shape[1]), np.float32)
+        every = np.zeros((z.n_rows, rows_table.shape[1]), np.float32)
         every[training] = rows_table
         return z.transposed_times(every)
 

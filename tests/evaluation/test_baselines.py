@@ -79,6 +79,20 @@ def test_both_baselines_learn_survival_with_delayed_entry() -> None:
         assert harrell_c(outcome.value[test], outcome.event[test], score, strata=design.groups[test]) > 0.65
 
 
+def test_ridge_learns_the_survival_of_each_indication_alone_where_there_are_events_enough() -> None:
+    design, signal = planted()
+    rng = np.random.default_rng(2)
+    design = replace(design, groups=np.where(np.arange(ROWS) % 25 == 0, "rare", design.groups))
+    time = rng.exponential(np.exp(np.where(design.groups == "lung", 2, -2) * signal))
+    outcome = Outcome.survival(time, np.ones(ROWS, bool))
+    config = replace(CONFIG, names=("ridge",))
+    score = fit_baselines(design, outcome, TRAIN, TUNING, TEST, threads=1, config=config)["ridge"]
+    assert np.isfinite(score).all()
+    for group in ("lung", "breast"):
+        rows = design.groups[TEST] == group
+        assert harrell_c(outcome.value[TEST][rows], outcome.event[TEST][rows], score[rows]) > 0.7
+
+
 def test_both_baselines_learn_a_screen_of_unseen_samples() -> None:
     rng = np.random.default_rng(0)
     samples, drugs = 120, 12

@@ -76,7 +76,7 @@ def test_a_dense_block_tells_zero_from_not_measured() -> None:
 @pytest.mark.parametrize(("n_features", "count"), [(30, 30), (40, 35), (200, 50)])
 def test_components_are_those_of_the_dense_block(n_features: int, count: int, explicit: bool) -> None:
     block = random_block(n_features, explicit=explicit)
-    found = components(block, TRAINING, GROUPS, count=count, clip=CLIP, seed=3)
+    found = components([block], TRAINING, GROUPS, count=count, clip=CLIP, seed=3)
     expected = dense_components(block, count)
     assert found.dtype == np.float32
     np.testing.assert_allclose(found @ found.T, expected @ expected.T, atol=1e-5 * np.abs(expected @ expected.T).max())
@@ -87,6 +87,22 @@ def test_components_are_those_of_the_dense_block(n_features: int, count: int, ex
     np.testing.assert_allclose((found * signs)[:, leading], expected[:, leading], atol=2e-4 * np.abs(expected).max())
 
 
+def test_components_of_two_blocks_are_those_of_their_features_side_by_side() -> None:
+    one, other = random_block(30, explicit=True), random_block(40, explicit=True)
+    stored = [replace(each, mean=0 * each.mean, inverse_sd=0 * each.mean + 1).dense() for each in (one, other)]
+    joined = replace(
+        one,
+        matrix=CSRBatch.from_dense(np.concatenate(stored, axis=1), keep_zeros=True),
+        mean=np.concatenate([one.mean, other.mean]),
+        inverse_sd=np.concatenate([one.inverse_sd, other.inverse_sd]),
+        measured=np.concatenate([one.measured, other.measured], axis=1),
+    )
+    found, expected = (
+        components(blocks, TRAINING, GROUPS, count=20, clip=CLIP, seed=3) for blocks in ([one, other], [joined])
+    )
+    np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
+
+
 @pytest.mark.parametrize("explicit", [False, True])
 def test_held_out_patients_do_not_touch_the_components_of_others(explicit: bool) -> None:
     block = random_block(200, explicit=explicit)
@@ -94,14 +110,14 @@ def test_held_out_patients_do_not_touch_the_components_of_others(explicit: bool)
     values = block.matrix.values.copy()
     values[np.isin(block.matrix.row_ids(), held_out)] *= -7
     changed = replace(block, matrix=block.matrix.with_values(values))
-    before, after = (components(b, TRAINING, GROUPS, count=10, clip=CLIP, seed=3) for b in (block, changed))
+    before, after = (components([b], TRAINING, GROUPS, count=10, clip=CLIP, seed=3) for b in (block, changed))
     np.testing.assert_array_equal(before[TRAINING], after[TRAINING])
     assert (before[held_out] != after[held_out]).any()
 
 
 def test_a_block_without_any_entry_has_components_of_zero() -> None:
     block = replace(random_block(300, explicit=False), matrix=CSRBatch.from_dense(np.zeros((PATIENTS, 300)), False))
-    assert not components(block, TRAINING, GROUPS, count=10, clip=CLIP, seed=3).any()
+    assert not components([block], TRAINING, GROUPS, count=10, clip=CLIP, seed=3).any()
 
 
 def test_memory_stays_near_that_of_the_entries() -> None:
@@ -119,11 +135,12 @@ def test_memory_stays_near_that_of_the_entries() -> None:
         measured=np.array([[False], [True]]).repeat(features, axis=1),
         explicit=False,
     )
-    components(random_block(300, explicit=False), TRAINING, GROUPS, count=60, clip=CLIP, seed=0)  # compiles the kernels
+    small = random_block(300, explicit=False)
+    components([small], TRAINING, GROUPS, count=60, clip=CLIP, seed=0)  # compiles the kernels
     tracemalloc.start()
     try:
         with threadpool_limits(1):
-            components(block, np.arange(2400), rng.integers(0, 5, patients), count=60, clip=10.0, seed=0)
+            components([block], np.arange(2400), rng.integers(0, 5, patients), count=60, clip=10.0, seed=0)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
