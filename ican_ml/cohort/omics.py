@@ -71,7 +71,9 @@ class Modality:
         """
         wanted = set(features)
         if missing := sorted(wanted.difference(self.features)):
-            raise ValueError(f"{self.name}: expected features such as {shown(self.features)}, got {missing}")
+            raise ValueError(
+                f"inputs.features.{self.name}: expected features such as {shown(self.features)}, got {missing}"
+            )
         columns = [i for i, feature in enumerate(self.features) if feature in wanted]
         return replace(
             self,
