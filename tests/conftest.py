@@ -119,12 +119,15 @@ def sim_network(sim_schema: "InputSchema") -> "PatientTransformer":
     with torch.random.fork_rng():
         torch.manual_seed(7)
         network = PatientTransformer(
-            ModelConfig(width=16, heads=2, bottleneck_tokens=2, omics_layers=0), sim_schema
+            ModelConfig(width=16, heads=2, bottleneck_tokens=2, omics_layers=0, resistance=True), sim_schema
         ).eval()
         with torch.no_grad():
             for name, parameter in network.named_parameters():
                 if not parameter.any():
                     parameter.normal_(std=0.2 if ".heads." in name else 0.02)
+            assert network.resistance is not None
+            for buffer in network.resistance.state_dict().values():
+                buffer.uniform_()
             for part in network.modules():
                 if isinstance(part, torch.nn.Embedding) and part.padding_idx is not None:
                     part.weight[part.padding_idx] = 0

@@ -29,8 +29,9 @@ class ModelConfig:
     ``width`` must be divisible by ``heads``. ``members`` deep paths, each with its own start and dropout, are trained
     side by side and averaged (Lakshminarayanan et al. 2017, arXiv:1612.01474). ``identity_dropout`` is the probability
     that training takes a drug for unknown, ``code_dropout`` that a batch takes a code so. ``trees`` is how many boosted
-    trees a task may have, 0 = none. ``landmarks`` is to how many
-    training patients likeness is measured at most, 0 = none.
+    trees a task may have, 0 = none. ``landmarks`` is to how many training patients likeness is measured at most,
+    0 = none. ``resistance``: search for altered genes that make a tumour resist a class of drugs (deep path, binary
+    tasks).
     """
 
     width: int = 32
@@ -49,6 +50,7 @@ class ModelConfig:
     tree_depth: int = 5
     landmarks: int = 0
     deep: bool = True
+    resistance: bool = False
     members: int = 1
 
     def __post_init__(self) -> None:

@@ -7,6 +7,7 @@
     trees, if any    : the same, value by value -- boosted ------------------------> added to every head
     kernel, if any   : omics against those of training patients, by drug ----------> added to every head
     earlier, if any  : what a pretrained network answers -- linear -----------------> added to every head
+    resistance, if any: altered genes by drug class, times what the targets promise -> off the binary heads
 
 The bottleneck follows Nagrani et al. 2021 (arXiv:2107.00135). The trees are grown first, then the linear ("wide") path
 is fitted to what they leave, by penalised maximum likelihood, and the deep heads start at zero: the deep path has to
@@ -19,7 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +32,7 @@ from ican_ml.model.blocks import input_layer
 from ican_ml.model.deep import Batch, DeepPath, ModelConfig, Scaled, head_width
 from ican_ml.model.kernel import KernelPath
 from ican_ml.model.omics import FeatureBag, FeatureScale
+from ican_ml.model.resistance import ResistancePath
 from ican_ml.model.treatment import TargetState
 from ican_ml.model.trees import TreePath, row_of_entry
 
@@ -84,6 +86,28 @@ class WidePath(nn.Module):
         return patient_BN, treatment_BRN
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Paths:
+    """What the paths say.
+
+    Attributes
+    ----------
+    score
+        [B, R, N] of the paths before the deep one, together.
+    spread
+        [B, R, E, N]: how each member's trees differ from their mean.
+    deep
+        What each member's deep path adds, by task.
+    gain
+        [B, R, N]: what altered targets add in the deep path; see :mod:`ican_ml.model.resistance`.
+    """
+
+    score: Tensor
+    spread: Tensor
+    deep: list[dict[str, Tensor]]
+    gain: Tensor | None
+
+
 class PatientTransformer(nn.Module):
     """See the module docstring; ``forward`` maps the input arrays to one output a task.
 
@@ -103,6 +127,8 @@ class PatientTransformer(nn.Module):
         comparable = schema.modalities or schema.summary_names
         self.kernel = KernelPath(schema, config.landmarks) if config.landmarks and comparable else None
         self.bias = nn.ParameterDict({t.name: nn.Parameter(torch.zeros(head_width(t))) for t in schema.tasks})
+        asked = config.resistance and config.deep and any(task.kind == "binary" for task in schema.tasks)
+        self.resistance = ResistancePath(schema) if asked else None
         self.n_members = config.members if config.trees or config.deep else 1
         self.members = nn.ModuleList(DeepPath(config, schema) for _ in range(config.members if config.deep else 0))
         for task in schema.tasks:
@@ -114,12 +140,14 @@ class PatientTransformer(nn.Module):
 
         The mean of the members, calibrated. With several, ``<task>_members`` holds each one's own, on a third axis.
         """
-        score_BRN, spread_BREN, deep = self._paths(batch)
-        mean = {task.name: torch.stack([each[task.name] for each in deep]).mean(0) for task in self.tasks if deep}
-        outputs = self.calibrated(self.outputs(score_BRN, mean))
+        paths = self.paths(batch)
+        score_BRN = paths.score
+        if self.resistance is not None and paths.gain is not None:
+            score_BRN = score_BRN + self.resistance(batch, paths.gain)
+        outputs = self.calibrated(self.outputs(score_BRN, self.mean(paths.deep)))
         if self.n_members > 1:
             each = [
-                self.calibrated(self.outputs(score_BRN + spread_BREN[:, :, e], deep[e] if deep else {}))
+                self.calibrated(self.outputs(score_BRN + paths.spread[:, :, e], paths.deep[e] if paths.deep else {}))
                 for e in range(self.n_members)
             ]
             outputs |= {members_of(task): torch.stack([m[task.name] for m in each], dim=2) for task in self.tasks}
@@ -143,11 +171,11 @@ class PatientTransformer(nn.Module):
 
         The batch may bring the linear scores (see :func:`ican_ml.training.wide.cross_fit`).
         """
-        score_BRN, _, deep = self._paths(batch)
-        return [self.outputs(score_BRN, each) for each in deep]
+        paths = self.paths(batch)
+        return [self.outputs(paths.score, each) for each in paths.deep]
 
-    def _paths(self, batch: Batch) -> tuple[Tensor, Tensor, list[dict[str, Tensor]]]:
-        """Scores, how each member's trees differ from their mean ``[B, R, E, N]``, and what its deep path adds."""
+    def paths(self, batch: Batch) -> Paths:
+        """What each path says, but for resistance. The gain is asked for in evaluation only."""
         batch = self.with_earlier(batch)
         features, state_BRGM = self.normalise(batch)
         if "wide_patient" in batch:
@@ -166,12 +194,42 @@ class PatientTransformer(nn.Module):
         elif self.kernel is not None:
             treatment_BRN = treatment_BRN + self.kernel(batch, features)
         scaled = Scaled(features=features, tokens=self._scale_tokens(batch), state=state_BRGM)
+        twice = self.resistance is not None and not self.training
+        if twice:
+            batch, scaled = self._asked_twice(batch, scaled)
         deep = []
         for member in self.members:
             drops = self.training and self.modality_dropout > 0
             seen = self._drop_modalities(batch, scaled) if drops else (batch, scaled)
             deep.append(member(*seen, patient_BN.detach()))
-        return patient_BN[:, None] + treatment_BRN, spread_BREN, deep
+        gain_BRN = None
+        if twice:
+            n_asked = treatment_BRN.shape[1]
+            gain_BRN = self._gain(self.mean(deep), n_asked)
+            deep = [{name: out[:, :n_asked] for name, out in each.items()} for each in deep]
+        return Paths(score=patient_BN[:, None] + treatment_BRN, spread=spread_BREN, deep=deep, gain=gain_BRN)
+
+    def mean(self, deep: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """The mean of the members' deep paths, by task."""
+        return {task.name: torch.stack([each[task.name] for each in deep]).mean(0) for task in self.tasks if deep}
+
+    def _asked_twice(self, batch: Batch, scaled: Scaled) -> tuple[Batch, Scaled]:
+        """Every regimen as it is, and after them all every regimen as if its targets were not altered."""
+        assert self.resistance is not None
+        unaltered = {**batch, "treatment_state": self.resistance.unaltered(batch["treatment_state"])}
+        state_BRGM = torch.cat([scaled.state, self._state(unaltered)], dim=1)
+        names = ("treatment_drug", "treatment_class", "treatment_gene", "treatment_state_known")
+        twice = {name: torch.cat([batch[name], batch[name]], dim=1) for name in names}
+        return {**batch, **twice}, replace(scaled, state=state_BRGM)
+
+    def _gain(self, deep: dict[str, Tensor], n_asked: int) -> Tensor:
+        """``[B, R, N]``: what altered targets add to the logits of binary tasks, 0 for others."""
+        gains = [deep[task.name].select(-1, 0) for task in self.tasks]
+        each = [
+            gain[:, :n_asked] - gain[:, n_asked:] if task.kind == "binary" else torch.zeros_like(gain[:, :n_asked])
+            for task, gain in zip(self.tasks, gains, strict=True)
+        ]
+        return torch.stack(each, dim=-1)
 
     def with_earlier(self, batch: Batch) -> Batch:
         """The batch with what the pretrained network answers, ``[B, R, its tasks]``: a number each, higher for more."""
@@ -213,11 +271,7 @@ class PatientTransformer(nn.Module):
 
     def normalise(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
         """Normalised values of every stored feature by modality, and of the target genes ``[B, R, G, M]``."""
-        totals = [batch[f"{name}_total"] for name in self.scales]
-        state_BRGM = self.target_state(
-            self.scales, totals, batch["treatment_gene"], batch["treatment_state"], batch["treatment_state_known"]
-        )
-        return self._scale_features(batch), state_BRGM
+        return self._scale_features(batch), self._state(batch)
 
     def tree_values(self, batch: Batch, state_BRGM: Tensor) -> Tensor:
         """``[B, R, F]``: see :meth:`TreePath.values`."""
@@ -238,6 +292,13 @@ class PatientTransformer(nn.Module):
                 )
             outputs[task.name] = out.squeeze(-1) if task.kind == "binary" else out
         return outputs
+
+    def _state(self, batch: Batch) -> Tensor:
+        totals = [batch[f"{name}_total"] for name in self.scales]
+        state_BRGM: Tensor = self.target_state(
+            self.scales, totals, batch["treatment_gene"], batch["treatment_state"], batch["treatment_state_known"]
+        )
+        return state_BRGM
 
     def _scale_features(self, batch: Batch, *, centred: bool = False) -> dict[str, Tensor]:
         """Every stored feature; where ``centred`` is not asked for, sparse modalities from their normalised zero."""

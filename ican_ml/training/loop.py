@@ -27,6 +27,7 @@ from ican_ml.training.config import TrainerConfig, TrainingConfig
 from ican_ml.training.data import Batch, PatientData, PatientLoader
 from ican_ml.training.kernel import fit_kernel
 from ican_ml.training.module import PatientModule
+from ican_ml.training.resistance import fit_resistance
 from ican_ml.training.trees import fit_trees
 from ican_ml.training.wide import NOTHING, cross_fit, fit_wide
 
@@ -206,6 +207,10 @@ def fit(
         )
     best = torch.load(folder / "best.ckpt", weights_only=True)["state_dict"]
     network.load_state_dict({name.removeprefix("network."): value for name, value in best.items()})
+    if network.resistance is not None:
+        found = fit_resistance(network, schema, train, tuning)
+        told = ", ".join(f"{each.feature} to {each.drug_class} ({each.share:.0%})" for each in found)
+        _log.info("altered genes that make a tumour resist a class of drugs: %s", told or "none found")
     calibration = calibrate(network, tuning, subject, coverage=training.coverage)
     return FitResult(network=network.eval(), curve=tuple(progress.rows), calibration=calibration)
 
