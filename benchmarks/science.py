@@ -2,15 +2,15 @@
 
     python benchmarks/science.py                        all studies (hours; goes on where it stopped)
     python benchmarks/science.py gdsc loris --check     some; exit code 1, and each figure that falls short by name
-    python benchmarks/science.py msk_chord --left-out   without record, genomics, regimen as well
+    python benchmarks/science.py msk_chord --left-out   without record, genomics, regimen
     python benchmarks/science.py --quick                one fold and a small network each: does it run? (minutes)
 
 A run lies in ``runs/science-<study>``. From its held-out scores come mean and standard deviation over folds, and the
 paired difference by fold with its 95% interval (Student's t; subjects are resampled where there is one split only).
 A win counts only against a baseline that is as good here as where it was first measured on these folds, within .01.
 Beside them: what the number of past events alone tells, what permuted outcomes leave, how often prediction sets hold
-the truth, and, under ``--left-out``, the same network trained anew without a part of the information. Each study has
-its own ``benchmarks/results/science-<study>.json``; ``science.md`` shows all of them.
+the truth. ``--left-out`` trains a smaller network anew without a part of the information at a time. Each study has its
+own ``benchmarks/results/science-<study>.json``; ``science.md`` shows all of them.
 """
 
 from __future__ import annotations
@@ -197,7 +197,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("studies", nargs="*", help=f"of {', '.join(STUDIES)}; default: all")
     parser.add_argument("--check", action="store_true", help="exit 1 and name each figure that falls short")
-    parser.add_argument("--left-out", action="store_true", help="also train without parts of the information")
+    parser.add_argument("--left-out", action="store_true", help="train without parts of the information instead")
     parser.add_argument("--quick", action="store_true", help="one fold and little training: checks that all is finite")
     arguments = parser.parse_args()
     if unknown := sorted(set(arguments.studies) - set(STUDIES)):
@@ -214,24 +214,27 @@ def main() -> None:
         return
     short: list[str] = []
     for name in chosen:
+        if arguments.left_out:
+            _left_out(name)
+            continue
         record, study = Record(f"science-{name}"), STUDIES[name]
         if "figures" not in record.parts:
             record.add("figures", _study(name, quick=False))
             record.add("beside", beside(ROOT / "runs" / f"science-{name}"))
-        if arguments.left_out and study.left_out and "left out" not in record.parts:
-            record.add("left out", _left_out(name))
         short += faults(name, study.figures, record.parts["figures"])
         short += beside_faults(name, study, record.parts["beside"])
-    found = {name: path for name in STUDIES if (path := _result(name)).exists()}
-    text = markdown({name: json.loads(path.read_text())["parts"] for name, path in found.items()})
+    text = markdown({name: parts for name in STUDIES if (parts := _parts(name))})
     (ROOT / "benchmarks" / "results" / "science.md").write_text(text)
     print(text)
     print("\n".join(short) or "nothing falls short")
     sys.exit(int(arguments.check and bool(short)))
 
 
-def _result(name: str) -> Path:
-    return ROOT / "benchmarks" / "results" / f"science-{name}.json"
+def _parts(name: str) -> dict[str, Any]:
+    """What is on file of a study; empty without its figures."""
+    stored = (ROOT / "benchmarks" / "results" / f"science-{name}{more}.json" for more in ("", "-left-out"))
+    whole, left_out = (json.loads(path.read_text())["parts"] if path.exists() else {} for path in stored)
+    return {**whole, "left out": left_out} if "figures" in whole else {}
 
 
 def _study(name: str, *, quick: bool) -> dict[str, dict[str, Any]]:
@@ -249,21 +252,16 @@ def _run(run: str, arguments: list[str], scorers: tuple[str, ...]) -> list[Fold]
     return _read(ROOT / "runs" / run, arguments, scorers)
 
 
-def _left_out(name: str) -> dict[str, Any]:
+def _left_out(name: str) -> None:
     """The first figure of a smaller network with all information, and its loss (with interval) without each part."""
-    study = STUDIES[name]
+    study, record = STUDIES[name], Record(f"science-{name}-left-out")
     figure = study.figures[0]
-    values = {
-        part: [
-            value_of(figure.measure, fold, "model")
-            for fold in _run(f"science-{name}-{part}", [*study.arguments, *SMALLER, *arguments], ("model",))
-        ]
-        for part, arguments in {"nothing": (), **study.left_out}.items()
-    }
-    return {
-        part: {"mean": float(np.mean(each)), "folds": each, "loss": difference(values["nothing"], each)}
-        for part, each in values.items()
-    }
+    for part, arguments in {"nothing": (), **study.left_out}.items() if study.left_out else ():
+        if part not in record.parts:
+            run = _run(f"science-{name}-{part}", [*study.arguments, *SMALLER, *arguments], ("model",))
+            each = [value_of(figure.measure, fold, "model") for fold in run]
+            whole = record.parts["nothing"]["folds"] if part != "nothing" else each
+            record.add(part, {"mean": float(np.mean(each)), "folds": each, "loss": difference(whole, each)})
 
 
 def beside(folder: Path) -> dict[str, Any]:
