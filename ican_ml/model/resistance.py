@@ -46,13 +46,19 @@ class ResistancePath(nn.Module):
     def forward(self, batch: Batch, gain_BRN: Tensor) -> Tensor:
         """``gain_BRN``: 0 for tasks that are not binary."""
         drug_BRD, class_BRD = batch["treatment_drug"], batch["treatment_class"]
-        real_BRD1 = (drug_BRD > 0).to(gain_BRN.dtype)[..., None]
-        level_BRDN = self.level[drug_BRD]
+        score_BRN = _mean(self.level[drug_BRD], drug_BRD)
         for name in self.modalities:
             altered = (batch[f"{name}_values"] != 0).to(gain_BRN.dtype)
             share = self.get_buffer(f"share_{name}")
             lost_BE = csr_bag(batch[f"{name}_indptr"], batch[f"{name}_indices"], altered, share)
             lost_BCN = lost_BE.reshape(-1, self.n_classes, self.n_tasks)
             at = class_BRD.flatten(1)[..., None].expand(-1, -1, self.n_tasks)
-            level_BRDN = level_BRDN - lost_BCN.gather(1, at).reshape(level_BRDN.shape) * gain_BRN[:, :, None]
-        return (level_BRDN * real_BRD1).sum(2) / real_BRD1.sum(2).clamp(min=1)
+            lost_BRDN = lost_BCN.gather(1, at).reshape(*class_BRD.shape, self.n_tasks)
+            score_BRN = score_BRN - _mean(lost_BRDN, class_BRD) * gain_BRN
+        return score_BRN
+
+
+def _mean(values_BRDN: Tensor, ids_BRD: Tensor) -> Tensor:
+    """``[B, R, N]``: the mean over what is not padding."""
+    real_BRD1 = (ids_BRD > 0).to(values_BRDN.dtype)[..., None]
+    return (values_BRDN * real_BRD1).sum(2) / real_BRD1.sum(2).clamp(min=1)

@@ -114,15 +114,14 @@ class _Episodes:
                 logit = network.outputs(said.score, network.mean(said.deep))[task.name]
             assert said.gain is not None
             drug, drug_class = (batch[f"treatment_{name}"].numpy()[place, slot] for name in ("drug", "class"))
-            real = (drug > 0) / np.maximum((drug > 0).sum(1, keepdims=True), 1)
             parts.append(
                 {
                     "target": batch[f"{task.name}_target"].double().numpy()[place, slot],
                     "weight": weight[place, slot],
                     "logit": logit.double().numpy()[place, slot],
                     "gain": said.gain[..., number].double().numpy()[place, slot],
-                    "drug": _shares(drug, real, n_drugs),
-                    "drug_class": _shares(drug_class, real, n_classes),
+                    "drug": _shares(drug, n_drugs),
+                    "drug_class": _shares(drug_class, n_classes),
                     "place": (start + place).astype(np.float64),
                 }
             )
@@ -227,9 +226,10 @@ def _level_penalty(episodes: _Episodes, added: Float) -> float:
     return _LEVEL_PENALTIES[int(np.argmax(likelihood))]
 
 
-def _shares(ids: Int64, share: Float, count: int) -> Float:
-    """[E, count]: the share of each id among the regimen's drugs; padding and unknown for none."""
+def _shares(ids: Int64, count: int) -> Float:
+    """[E, count]: the share of each id among the regimen's; padding and unknown for none."""
     found = np.zeros((len(ids), count))
-    np.add.at(found, (np.arange(len(ids))[:, None], ids), share)
+    np.add.at(found, (np.arange(len(ids))[:, None], ids), ids > 0)
+    found /= np.maximum(found.sum(1, keepdims=True), 1)
     found[:, :FIRST_KNOWN] = 0
     return found
