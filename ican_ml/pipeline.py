@@ -51,12 +51,14 @@ from ican_ml.results import (
     Scores,
     evaluate_scores,
     metrics_document,
+    resistance_sections,
     results_table,
     write_run_report,
 )
 from ican_ml.run_folder import RESULT, RunFolder, Stage, data_hash, stage_key
 from ican_ml.training.loggers import close_loggers, run_loggers
 from ican_ml.training.loop import fit
+from ican_ml.training.resistance import Resistance
 
 _log = logging.getLogger(__name__)
 _NETWORK, _SCHEMA, _MODEL, _SUBJECTS, _EARLIER = "network.pt", "schema.json", "model.json", "subjects.npz", "earlier"
@@ -183,7 +185,8 @@ def _fit_fold(config: RunConfig, prepared: Prepared, folder: RunFolder, name: st
     seconds = time.monotonic() - started
     _log.info("%s: fitted in %.0f s", name, seconds)
     calibration = [found.to_dict() for found in result.calibration.values()]
-    stage.finish({"curve": result.curve, "seconds": seconds, "calibration": calibration})
+    resistance = [asdict(found) for found in result.resistance]
+    stage.finish({"curve": result.curve, "seconds": seconds, "calibration": calibration, "resistance": resistance})
     return stage
 
 
@@ -207,8 +210,15 @@ def _score_fold(config: RunConfig, prepared: Prepared, folder: RunFolder, name: 
         _log.info("%s: held-out episodes scored", name)
     with np.load(stage.folder / "scores.npz") as stored:
         arrays = dict(stored)
-    curve, calibration = tuple(fitted.result()["curve"]), calibrations(fitted.result()["calibration"])
-    return Scores(name=name, rows=rows, arrays=arrays, curve=curve, calibration=calibration)
+    known = fitted.result()
+    return Scores(
+        name=name,
+        rows=rows,
+        arrays=arrays,
+        curve=tuple(known["curve"]),
+        calibration=calibrations(known["calibration"]),
+        resistance=tuple(Resistance(**found) for found in known["resistance"]),
+    )
 
 
 def _export(config: RunConfig, prepared: Prepared, folder: RunFolder, fitted: Stage) -> float:
@@ -263,7 +273,7 @@ def _conclude(
         )
         for name, outcome in prepared.outcomes.items()
     ]
-    folder.write_json("metrics.json", metrics_document(results, difference))
+    folder.write_json("metrics.json", metrics_document(results, scores, difference))
     folder.write_json("audit.json", audit.to_dict())
     cohort, episodes = prepared.cohort, prepared.episodes
     size: dict[str, str | int | float] = {
@@ -290,6 +300,8 @@ def _conclude(
     )
     for section in audit.sections():
         _log.info("audit\n\n%s\n", section.text())
+    for section in resistance_sections(scores):
+        _log.info("found\n\n%s\n", section.text())
     _log.info("results on held-out episodes\n\n%s\n", results_table(results))
     _ask_one_patient(config, prepared, scores[0].rows, folder)
     print(f"report: {folder.root / 'report.html'}")  # not into the log: the folder may tell of the machine

@@ -22,6 +22,8 @@ from ican_ml.evaluation.table import Cell, MeanSd, summary_table
 if TYPE_CHECKING:
     import polars as pl
 
+    from ican_ml.training.resistance import Resistance
+
 MODEL, ORACLE = "model", "oracle"
 _log = logging.getLogger(__name__)
 Int64 = npt.NDArray[np.int64]
@@ -32,7 +34,7 @@ Float64 = npt.NDArray[np.float64]
 class Scores:
     """One fold: its held-out episodes, ``<task>/<scorer>`` predictions of them, and the losses by epoch.
 
-    ``calibration``: the model's prediction sets, by task that has them.
+    ``calibration``: the model's prediction sets, by task that has them. ``resistance``: what its model found.
     """
 
     name: str
@@ -40,6 +42,7 @@ class Scores:
     arrays: Mapping[str, Float64]
     curve: Sequence[Mapping[str, float]]
     calibration: Mapping[str, Calibration] = field(default_factory=dict)
+    resistance: Sequence[Resistance] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -123,6 +126,33 @@ def set_sections(results: Sequence[TaskResults]) -> list[Section]:
     ]
 
 
+def found_resistance(scores: Sequence[Scores]) -> list[dict[str, Any]]:
+    """Pairs of altered feature and drug class by task: mean share and number of folds, found in most folds first."""
+    shares: dict[tuple[str, ...], list[float]] = {}
+    for each in (found for fold in scores for found in fold.resistance):
+        shares.setdefault((each.task, each.modality, each.feature, each.drug_class), []).append(each.share)
+    named = [
+        (dict(zip(("task", "modality", "feature", "drug_class"), key, strict=True)), shares[key]) for key in shares
+    ]
+    found = [{**pair, "share": float(np.mean(each)), "folds": len(each)} for pair, each in named]
+    return sorted(found, key=lambda each: (-each["folds"], -each["share"]))
+
+
+def resistance_sections(scores: Sequence[Scores]) -> list[Section]:
+    """A table of them, if there are any."""
+    rows = [
+        {
+            "altered": f"{each['feature']} ({each['modality']})",
+            "drugs of class": each["drug_class"],
+            "effect lost": f"{each['share']:.0%}",
+            **({"folds": f"{each['folds']} of {len(scores)}"} if len(scores) > 1 else {}),
+        }
+        for each in found_resistance(scores)
+    ]
+    note = "Effect: what altered targets promise. By the training episodes; an association, not a cause."
+    return [Section(title="Resistance", rows=rows, notes=[note])] if rows else []
+
+
 def results_table(results: Sequence[TaskResults]) -> str:
     """What a run ends with: intervals for one split, mean and standard deviation over folds; then prediction sets."""
     lines: list[dict[str, Cell]] = []
@@ -137,11 +167,12 @@ def results_table(results: Sequence[TaskResults]) -> str:
     return "\n\n".join([summary_table(lines), *(section.text() for section in set_sections(results))])
 
 
-def metrics_document(results: Sequence[TaskResults], difference: float) -> dict[str, Any]:
+def metrics_document(results: Sequence[TaskResults], scores: Sequence[Scores], difference: float) -> dict[str, Any]:
     """What ``metrics.json`` holds."""
     return {
         "ican_ml": ican_ml.__version__,
         "onnx_parity": difference,
+        "resistance": found_resistance(scores),
         "tasks": {
             task.name: {
                 scorer: {
@@ -198,7 +229,7 @@ def write_run_report(
             cohort=cohort,
             tasks=tasks,
             learning=learning,
-            sections=[*set_sections(results), *sections],
+            sections=[*set_sections(results), *resistance_sections(scores), *sections],
             notes=notes,
         ),
     )

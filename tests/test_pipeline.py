@@ -5,7 +5,7 @@ import json
 import re
 import shutil
 import socket
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ from ican_ml.model.patient_transformer import ModelConfig
 from ican_ml.run_folder import RESULT
 from ican_ml.training import calibration
 from ican_ml.training.config import LoggerConfig, TrainerConfig, TrainingConfig
+from ican_ml.training.resistance import Resistance
 
 FIRST_ID, STEP = 70_310_452_900_000, 7_919
 _ID_TABLES = ("episodes.parquet", "truth.parquet", "records/metadata/subject_splits.parquet")
@@ -100,6 +101,19 @@ def whole(cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             evaluation=EvaluationConfig(replicates=20, permutations=2),
         )
     )
+
+
+def test_resistance_that_was_found_is_reported(
+    cohort: Path, tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = Resistance(task="response", modality="mutation", feature="NRAS", drug_class="L01EC", share=0.65)
+    monkeypatch.setattr("ican_ml.training.loop.fit_resistance", lambda *_: [found])
+    model = ModelConfig(width=16, heads=2, bottleneck_tokens=2, resistance=True)
+    folder = pipeline.run(configured(cohort, tmp_path, model=model))
+    assert metrics_of(folder)["resistance"] == [asdict(found) | {"folds": 1}]
+    for name in ("log.txt", "report.html"):
+        assert "NRAS (mutation)" in (folder / name).read_text()
+    assert metrics_of(pipeline.run(configured(cohort, tmp_path, name="without")))["resistance"] == []
 
 
 def test_a_run_leaves_its_results(whole: Path) -> None:

@@ -27,7 +27,7 @@ from ican_ml.training.config import TrainerConfig, TrainingConfig
 from ican_ml.training.data import Batch, PatientData, PatientLoader
 from ican_ml.training.kernel import fit_kernel
 from ican_ml.training.module import PatientModule
-from ican_ml.training.resistance import fit_resistance
+from ican_ml.training.resistance import Resistance, fit_resistance
 from ican_ml.training.trees import fit_trees
 from ican_ml.training.wide import NOTHING, cross_fit, fit_wide
 
@@ -36,11 +36,15 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FitResult:
-    """The fitted network, its losses by epoch (``{"epoch", "train_loss", "tuning_loss"}`` each), its calibration."""
+    """The fitted network, its losses by epoch (``{"epoch", "train_loss", "tuning_loss"}`` each), its calibration.
+
+    ``resistance``: which altered genes make a tumour resist which drugs, where that was searched for.
+    """
 
     network: PatientTransformer
     curve: tuple[dict[str, float], ...]
     calibration: Mapping[str, Calibration]
+    resistance: tuple[Resistance, ...] = ()
 
 
 class _Progress(Callback):
@@ -207,12 +211,14 @@ def fit(
         )
     best = torch.load(folder / "best.ckpt", weights_only=True)["state_dict"]
     network.load_state_dict({name.removeprefix("network."): value for name, value in best.items()})
-    if network.resistance is not None:
-        found = fit_resistance(network, schema, train, tuning)
-        told = ", ".join(f"{each.feature} to {each.drug_class} ({each.share:.0%})" for each in found)
-        _log.info("altered genes that make a tumour resist a class of drugs: %s", told or "none found")
+    resistance = fit_resistance(network, schema, train, tuning) if network.resistance is not None else []
     calibration = calibrate(network, tuning, subject, coverage=training.coverage)
-    return FitResult(network=network.eval(), curve=tuple(progress.rows), calibration=calibration)
+    return FitResult(
+        network=network.eval(),
+        curve=tuple(progress.rows),
+        calibration=calibration,
+        resistance=tuple(resistance),
+    )
 
 
 def predict(
