@@ -39,6 +39,7 @@ from ican_ml.model.trees import TreePath, row_of_entry
 __all__ = ["Batch", "ModelConfig", "PatientTransformer"]
 
 _FEATURES_AT_PAR = 64
+_OWN_SCORES = ("wide_patient", "wide_treatment", "trees", "kernel")
 _EARLIER_SHARE = 5.0
 
 
@@ -235,7 +236,7 @@ class PatientTransformer(nn.Module):
         """The batch with what the pretrained network answers, ``[B, R, its tasks]``: a number each, higher for more."""
         if self.earlier is None or "earlier" in batch:
             return batch
-        outputs = self.earlier(batch)
+        outputs = self.earlier({name: value for name, value in batch.items() if name not in _OWN_SCORES})
         numbers = [
             outputs[task.name]
             if task.kind == "binary"

@@ -1,6 +1,7 @@
 """The linear path against scikit-learn, and the choice of its strength."""
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from ican_ml.inputs.schema import Covariate, InputSchema, Task
 from ican_ml.model.patient_transformer import ModelConfig, PatientTransformer
 from ican_ml.training.data import PatientData
 from ican_ml.training.losses import total_loss
-from ican_ml.training.wide import NOTHING, fit_wide
+from ican_ml.training.wide import NOTHING, cross_fit, fit_wide
 
 from .conftest import Parts
 
@@ -115,3 +116,13 @@ def test_what_a_pretrained_network_answers_hardly_feels_the_penalty() -> None:
             losses.append(float(total_loss(network.tasks, network(batch), batch)))
     assert losses[1] < losses[0] - 0.03
     assert not any(parameter.requires_grad for parameter in pretrained.parameters())
+
+
+def test_a_pretrained_network_answers_by_its_own_scores(schema: InputSchema, parts: Parts) -> None:
+    pretrained = PatientTransformer(LINEAR, replace(schema, tasks=schema.tasks[:1]))
+    network = PatientTransformer(ModelConfig(width=8, heads=2, bottleneck_tokens=2), schema, pretrained)
+    crossed = cross_fit(network, parts.train, np.arange(parts.train.encoded.n_rows), strength=100.0, seed=1)
+    rows = parts.train.rows
+    found, expected = (network.with_earlier(data.batch(rows))["earlier"] for data in (crossed, parts.train))
+    torch.testing.assert_close(found, expected)
+    network.member_outputs(crossed.batch(rows))
