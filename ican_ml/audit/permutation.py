@@ -11,7 +11,8 @@ which features tell. Instead the labelled rows are laid on a circle, subjects in
 second one, subjects in another random order; and the second is turned by a random angle. Each row then gets every
 outcome with the same chance, whatever its subject; outcomes of one subject stay neighbours, as far as sizes allow; and
 what is dealt is independent of all else in the cohort. The number of outcomes of each kind does not change.
-(Exchangeable blocks: Winkler et al., NeuroImage 123:253, 2015.)
+(Exchangeable blocks: Winkler et al., NeuroImage 123:253, 2015.) Where a split parts the rows of a subject, what its
+training rows tell of the held-out ones is meant to be used, so rows are dealt, not subjects.
 
 The estimate is unbiased because folds are averaged (see :mod:`ican_ml.audit.measure`). The spread over permutations
 holds what else moves it: few held-out rows, and their clustering by subject.
@@ -129,6 +130,8 @@ def permute(prepared: Prepared, *, seed: tuple[int, ...]) -> Prepared:
     """The cohort with each outcome dealt out anew among the episodes that have one; all columns of it move together."""
     episodes = prepared.episodes
     subject = episodes["subject_id"].to_numpy()
+    if any(np.isin(subject[split.held_out], subject[split.train]).any() for split in prepared.splits.values()):
+        subject = np.arange(len(episodes))
     for position, (name, outcome) in enumerate(prepared.outcomes.items()):
         rows = np.flatnonzero(outcome.labelled)
         source = np.arange(len(episodes))

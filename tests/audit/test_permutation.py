@@ -65,6 +65,23 @@ def test_all_columns_of_an_outcome_move_together_and_unlabelled_rows_stay(prepar
     assert moved[others].equals(episodes[others])
 
 
+def test_rows_are_dealt_one_by_one_where_a_split_parts_the_rows_of_a_subject(prepared: Prepared) -> None:
+    episodes = pl.concat([prepared.episodes] * 2).sort("subject_id", maintain_order=True)
+    episodes = episodes.with_columns(sensitivity=pl.int_range(pl.len()).cast(float))
+    outcomes = permutation.read_outcomes(episodes, {"sensitivity": "regression"})
+    whole = np.arange(len(episodes))
+    subject = episodes["subject_id"].to_numpy()
+    rare = subject > np.median(subject)
+    neighbours = []
+    for held_out in (np.flatnonzero(rare), whole[::2]):
+        train = np.setdiff1d(whole, held_out)
+        split = replace(next(iter(prepared.splits.values())), train=train, tuning=train[:0], held_out=held_out)
+        each = replace(prepared, episodes=episodes, outcomes=outcomes, splits={"one": split})
+        moved = permute(each, seed=(3,)).episodes["sensitivity"].to_numpy()
+        neighbours.append(np.mean(np.abs(np.diff(moved)) == 1))
+    assert neighbours[0] > 0.3 > 0.05 > neighbours[1]
+
+
 def test_permuted_outcomes_are_not_predicted(config: RunConfig, prepared: Prepared) -> None:
     found = {result.outcome: result for result in audit_permutations(config, prepared, "ridge", 6)}
     assert {name: result.metric for name, result in found.items()} == {
