@@ -6,7 +6,7 @@ searched for one by one (:mod:`ican_ml.training.resistance`) and stand here in a
 promise is the *gain*: the deep path's answer less its answer were the targets not altered. The logit of a binary task
 gets, averaged over the drugs of a regimen,
 
-    level[drug] - gain * (sum over the patient's altered features f of share[f, class of the drug])
+    level[drug] - gain * min(1, sum over the patient's altered features f of share[f, class of the drug])
 
 Shapes: B patients, R regimens, D drugs, C drug classes, N tasks, M modalities, E = C * N.
 """
@@ -46,16 +46,18 @@ class ResistancePath(nn.Module):
     def forward(self, batch: Batch, gain_BRN: Tensor) -> Tensor:
         """``gain_BRN``: 0 for tasks that are not binary."""
         drug_BRD, class_BRD = batch["treatment_drug"], batch["treatment_class"]
-        score_BRN = _mean(self.level[drug_BRD], drug_BRD)
+        level_BRN = _mean(self.level[drug_BRD], drug_BRD)
+        lost = []
         for name in self.modalities:
             altered = (batch[f"{name}_values"] != 0).to(gain_BRN.dtype)
             share = self.get_buffer(f"share_{name}")
-            lost_BE = csr_bag(batch[f"{name}_indptr"], batch[f"{name}_indices"], altered, share)
-            lost_BCN = lost_BE.reshape(-1, self.n_classes, self.n_tasks)
-            at = class_BRD.flatten(1)[..., None].expand(-1, -1, self.n_tasks)
-            lost_BRDN = lost_BCN.gather(1, at).reshape(*class_BRD.shape, self.n_tasks)
-            score_BRN = score_BRN - _mean(lost_BRDN, class_BRD) * gain_BRN
-        return score_BRN
+            lost.append(csr_bag(batch[f"{name}_indptr"], batch[f"{name}_indices"], altered, share))
+        if not lost:
+            return level_BRN
+        lost_BCN = torch.stack(lost).sum(0).clamp(max=1).reshape(-1, self.n_classes, self.n_tasks)
+        at = class_BRD.flatten(1)[..., None].expand(-1, -1, self.n_tasks)
+        lost_BRDN = lost_BCN.gather(1, at).reshape(*class_BRD.shape, self.n_tasks)
+        return level_BRN - _mean(lost_BRDN, class_BRD) * gain_BRN
 
 
 def _mean(values_BRDN: Tensor, ids_BRD: Tensor) -> Tensor:

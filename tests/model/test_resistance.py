@@ -59,9 +59,13 @@ def test_an_altered_feature_takes_its_share_from_the_drugs_of_the_class(
     altered = torch.zeros(len(before), dtype=torch.bool)
     altered[rows[(indices == feature) & (values != 0)]] = True
     of_class = (batch["treatment_class"] == drug_class).sum(2) / (batch["treatment_drug"] > 0).sum(2).clamp(min=1)
-    lost = 0.75 * gain * of_class * altered[:, None]
+    lost = gain * of_class * altered[:, None]
     assert lost.any()
-    torch.testing.assert_close(logits(network, batch), before - lost, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(logits(network, batch), before - 0.75 * lost, atol=1e-5, rtol=1e-5)
+    network.resistance.get_buffer("share_mutation")[:, drug_class * n_tasks] = 0.75
+    everything = logits(network, batch)  # several altered features take no more than all
+    several = torch.zeros(len(before)).index_add(0, rows, (values != 0).float()) > 1
+    torch.testing.assert_close(everything[several], (before - gain * of_class)[several], atol=1e-5, rtol=1e-5)
 
 
 def test_a_drug_has_a_level_of_its_own(network: PatientTransformer, sim_schema: InputSchema, batch: Batch) -> None:
