@@ -47,10 +47,8 @@ class WidePath(nn.Module):
     """The linear path: one score per task, patient and treatment, zero until it is fitted.
 
     One ridge penalty serves all blocks: that of a modality with many features is made heavier by scaling its score, so
-    that two thousand genes do not outweigh a few dozen clinical columns. ``share`` [modalities] is that scale.
+    that two thousand genes do not outweigh a few dozen clinical columns.
     """
-
-    share: Tensor
 
     def __init__(self, schema: InputSchema, n_earlier: int) -> None:
         super().__init__()
@@ -58,8 +56,7 @@ class WidePath(nn.Module):
         self.earlier = nn.Parameter(torch.zeros(n_earlier, n_tasks)) if n_earlier else None
         self.summary = input_layer(len(schema.summary_names), n_tasks, bias=False)
         self.bags = nn.ModuleDict({m.name: FeatureBag(m, n_tasks, zero=True) for m in schema.modalities})
-        at_par = [min(1.0, (_FEATURES_AT_PAR / len(m.features)) ** 0.5) for m in schema.modalities]
-        self.register_buffer("share", torch.tensor(at_par))
+        self.shares = [min(1.0, (_FEATURES_AT_PAR / len(m.features)) ** 0.5) for m in schema.modalities]
         self.present = nn.Parameter(torch.zeros(len(schema.modalities), n_tasks))
         self.drug = nn.Embedding(len(schema.drugs) + FIRST_KNOWN, n_tasks, padding_idx=0)
         self.drug_class = nn.Embedding(len(schema.classes) + FIRST_KNOWN, n_tasks, padding_idx=0)
@@ -77,7 +74,7 @@ class WidePath(nn.Module):
         for m, (name, bag) in enumerate(self.bags.items()):
             panel_B = batch[f"{name}_panel"]
             bag_BN = bag(batch[f"{name}_indptr"], batch[f"{name}_indices"], scaled[name], panel_B)
-            patient_BN = patient_BN + bag_BN * self.share[m] + (panel_B > 0)[:, None] * self.present[m]
+            patient_BN = patient_BN + bag_BN * self.shares[m] + (panel_B > 0)[:, None] * self.present[m]
         known_BRGM = batch["treatment_state_known"]
         real_BRG1 = (batch["treatment_gene"] > 0).to(state_BRGM.dtype)[..., None]
         state_BRN = (torch.cat([state_BRGM, known_BRGM], -1) @ self.state * real_BRG1).sum(2)

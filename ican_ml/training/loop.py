@@ -144,8 +144,7 @@ def fit(
         train, tuning = fit_kernel(network, train, tuning, subject=subject, seed=seed)
     wide = fit_wide(network, train, tuning, strengths=training.wide_strengths)
     how = "left empty" if wide.strength == NOTHING else f"fitted, ridge strength {wide.strength:g}"
-    how += f" (omics {wide.heavier:g} times that)" if wide.heavier > 1 else ""
-    _log.info("linear path %s, tuning loss %.4f", how, wide.loss)
+    _log.info("linear path %s, tuning loss %.4f", how, dict(wide.path)[wide.strength])
     resume = folder / "last.ckpt"
     if not model.deep:
         calibration = calibrate(network, tuning, subject, coverage=training.coverage)

@@ -1,8 +1,7 @@
 """Fit the linear path: penalised maximum likelihood by L-BFGS over a path of ridge strengths, for what trees leave.
 
 The whole training set is one batch. From strong to weak, each strength starts at the solution of the one before, and
-the one with the lowest loss on the tuning patients wins. From there the omics are penalised more heavily than all else,
-as long as that lowers the loss. (Ridge: Hoerl and Kennard 1970; path with warm starts:
+the one with the lowest loss on the tuning patients wins. (Ridge: Hoerl and Kennard 1970; path with warm starts:
 Friedman, Hastie, Tibshirani 2010, doi:10.18637/jss.v033.i01.)
 
 The deep path then learns what the linear one leaves. On the patients that it was fitted on, that is too little, so in
@@ -25,20 +24,14 @@ from ican_ml.training.data import Batch, PatientData
 from ican_ml.training.losses import total_loss
 
 _FOLDS = 5
-_HEAVIER = (1.0, 8.0, 64.0)
 NOTHING = float("inf")  # only the biases are fitted: after other paths the linear one has to earn its place
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WideFit:
-    """The chosen ridge strength (in units of a sum over episodes), how much heavier the omics' is, the tuning loss.
-
-    ``path``: strength and tuning loss, as tried.
-    """
+    """The chosen ridge strength (in units of a sum over episodes), and the tuning loss along the path."""
 
     strength: float
-    heavier: float
-    loss: float
     path: tuple[tuple[float, float], ...]
 
 
@@ -54,26 +47,21 @@ def fit_wide(
     """
     network.eval()
     train_part, tuning_part = (_WidePart.of(network, data) for data in (train, tuning))
+    best: tuple[float, float, dict[str, Tensor]] | None = None
     path: list[tuple[float, float]] = []
     earlier = network.trees is not None or network.kernel is not None
-    left = [NOTHING, *strengths] if earlier else strengths
-    best, least = (left[0], 1.0), float("inf")
-    state, at_par = copy.deepcopy(network.state_dict()), network.wide.share.clone()
-    for heavier in _HEAVIER if len(at_par) else _HEAVIER[:1]:
-        if heavier > 1 and (best[0] == NOTHING or best[1] < heavier / _HEAVIER[1]):
+    for strength in [NOTHING, *strengths] if earlier else strengths:
+        _minimise(network, train_part, strength / train_part.n_episodes)
+        with torch.no_grad():
+            loss = float(train_part.loss(network) if not tuning_part.n_episodes else tuning_part.loss(network))
+        path.append((strength, loss))
+        if best is None or loss < best[1]:
+            best = (strength, loss, copy.deepcopy(network.state_dict()))
+        else:
             break
-        network.wide.share.copy_(at_par * heavier**-0.5)
-        for strength in left:
-            _minimise(network, train_part, strength / train_part.n_episodes)
-            with torch.no_grad():
-                loss = float(train_part.loss(network) if not tuning_part.n_episodes else tuning_part.loss(network))
-            path.append((strength, loss))
-            if loss >= least:
-                break
-            best, least, state = (strength, heavier), loss, copy.deepcopy(network.state_dict())
-        network.load_state_dict(state)
-        left = [strength for strength in strengths if strength <= best[0]]
-    return WideFit(strength=best[0], heavier=best[1], loss=least, path=tuple(path))
+    assert best is not None
+    network.load_state_dict(best[2])
+    return WideFit(strength=best[0], path=tuple(path))
 
 
 def cross_fit(

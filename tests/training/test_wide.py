@@ -118,19 +118,6 @@ def test_what_a_pretrained_network_answers_hardly_feels_the_penalty() -> None:
     assert not any(parameter.requires_grad for parameter in pretrained.parameters())
 
 
-def test_omics_that_tell_nothing_are_penalised_more_heavily(schema: InputSchema, parts: Parts) -> None:
-    told = parts.all.encoded.summary[:, :6].sum(1) + np.random.default_rng(0).logistic(size=parts.all.encoded.n_rows)
-    outcomes = parts.all.outcomes | {"response_target": np.tile((told > 0)[:, None], parts.all.shape[1])}
-    outcomes = {name: values.astype(np.float32) for name, values in outcomes.items()}
-    train, tuning = (replace(part, outcomes=outcomes) for part in (parts.train, parts.tuning))
-    network = PatientTransformer(LINEAR, replace(schema, tasks=schema.tasks[:1]))
-    at_par = network.wide.share.clone()
-    found = fit_wide(network, train, tuning, strengths=[1000.0, 100.0, 10.0])
-    assert found.heavier > 1
-    torch.testing.assert_close(network.wide.share, at_par * found.heavier**-0.5)
-    assert found.loss == min(loss for _, loss in found.path) < found.path[0][1]
-
-
 def test_a_pretrained_network_answers_by_its_own_scores(schema: InputSchema, parts: Parts) -> None:
     pretrained = PatientTransformer(LINEAR, replace(schema, tasks=schema.tasks[:1]))
     network = PatientTransformer(ModelConfig(width=8, heads=2, bottleneck_tokens=2), schema, pretrained)
