@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,11 +22,12 @@ import torch
 
 from ican_ml.encoding.bag import bag_transposed
 from ican_ml.encoding.csr import CSRBatch
+from ican_ml.inputs.answer import sigmoid
 from ican_ml.inputs.encode import Int64
 from ican_ml.inputs.schema import FIRST_KNOWN, InputSchema
 from ican_ml.model.patient_transformer import PatientTransformer
 from ican_ml.model.resistance import ResistancePath
-from ican_ml.training.data import PatientData
+from ican_ml.training.data import PatientData, PatientLoader
 
 Float = npt.NDArray[np.float64]
 _MOST = 32
@@ -60,7 +62,7 @@ def fit_resistance(
         learn = _Episodes.of(network, path, train, n)
         check = _Episodes.of(network, path, tuning, n) if len(tuning.rows) else learn
         pairs, share, level = _search(learn)
-        if check.loss(check.after(pairs, share, level)) >= check.loss(check.logit):
+        if check.loss(check.after(check.columns(pairs), share, level)) >= check.loss(check.logit):
             continue
         path.level[:, n] = torch.from_numpy(level)
         names = [
@@ -103,10 +105,8 @@ class _Episodes:
     def of(cls, network: PatientTransformer, path: ResistancePath, data: PatientData, number: int) -> _Episodes:
         task = network.tasks[number]
         n_drugs, n_classes = len(path.level), path.n_classes
-        parts: list[dict[str, Float]] = []
-        for start in range(0, len(data.rows), _BATCH):
-            rows = data.rows[start : start + _BATCH]
-            batch = data.batch(rows)
+        parts: list[dict[str, npt.NDArray[Any]]] = []
+        for i, batch in enumerate(PatientLoader(data, batch_size=_BATCH)):
             weight = batch[f"{task.name}_weight"].double().numpy()
             place, slot = np.nonzero(weight)
             with torch.inference_mode():
@@ -122,16 +122,15 @@ class _Episodes:
                     "gain": said.gain[..., number].double().numpy()[place, slot],
                     "drug": _shares(drug, n_drugs),
                     "drug_class": _shares(drug_class, n_classes),
-                    "place": (start + place).astype(np.float64),
+                    "patient": i * _BATCH + place,
                 }
             )
         joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        place = joined.pop("place").astype(np.int64)
         altered = []
         for name in path.modalities:
             matrix = data.encoded.modalities[name].matrix.take(data.rows)
             altered.append(matrix.with_values((matrix.values != 0).astype(np.float32)))
-        return cls(patient=place, altered=altered, **joined)
+        return cls(altered=altered, **joined)
 
     def loss(self, logit: Float) -> float:
         """Weighted sum of the cross-entropies."""
@@ -139,7 +138,7 @@ class _Episodes:
 
     def slope(self, logit: Float) -> tuple[Float, Float]:
         """What each logit should rise by, and how sharply the loss bends."""
-        probability = 1 / (1 + np.exp(-logit))
+        probability = sigmoid(logit)
         return self.weight * (self.target - probability), self.weight * probability * (1 - probability)
 
     def columns(self, pairs: Sequence[tuple[int, int]]) -> Float:
@@ -154,9 +153,9 @@ class _Episodes:
             found[:, i] = -has[self.patient] * self.drug_class[:, drug_class] * self.gain
         return found
 
-    def after(self, pairs: Sequence[tuple[int, int]], share: Float, level: Float) -> Float:
+    def after(self, columns: Float, share: Float, level: Float) -> Float:
         """[E]: the logits with this path."""
-        found: Float = self.logit + self.columns(pairs) @ share + self.drug @ level
+        found: Float = self.logit + columns @ share + self.drug @ level
         return found
 
     def rises(self, logit: Float) -> tuple[Float, npt.NDArray[np.bool_]]:
@@ -165,20 +164,20 @@ class _Episodes:
         effect = -self.drug_class * self.gain[:, None]
         sums = []
         for table in (effect * slope[:, None], effect**2 * bend[:, None]):
-            by_patient = np.zeros((int(self.patient.max(initial=-1)) + 1, table.shape[1]))
+            by_patient = np.zeros((self.altered[0].n_rows, table.shape[1]))
             np.add.at(by_patient, self.patient, table)
-            flat = np.zeros((self.altered[0].n_rows, table.shape[1]), np.float32)
-            flat[: len(by_patient)] = by_patient
-            sums.append(np.concatenate([bag_transposed(block, flat) for block in self.altered]).astype(np.float64))
+            rows = by_patient.astype(np.float32)
+            sums.append(np.concatenate([bag_transposed(block, rows) for block in self.altered]).astype(np.float64))
         return np.maximum(sums[0], 0) ** 2 / (2 * np.maximum(sums[1], _PENALTY)), sums[1] >= _PENALTY
 
 
 def _search(episodes: _Episodes) -> tuple[list[tuple[int, int]], Float, Float]:
     """Pairs (feature, class), their shares, and the drugs' levels."""
     pairs: list[tuple[int, int]] = []
-    share, level = _fit(episodes, pairs)
+    columns = episodes.columns(pairs)
+    share, level = _fit(episodes, columns)
     while episodes.altered and len(pairs) < _MOST:
-        rises, tried = episodes.rises(episodes.after(pairs, share, level))
+        rises, tried = episodes.rises(episodes.after(columns, share, level))
         worth = np.where(tried, rises - np.log(max(tried.any(0).sum(), 1)), 0)
         worth[tuple(np.array(pairs, np.int64).reshape(-1, 2).T)] = 0
         together = np.maximum(worth, 0).sum(1) - np.log(max(tried.any(1).sum(), 1)) - 1
@@ -188,14 +187,15 @@ def _search(episodes: _Episodes) -> tuple[list[tuple[int, int]], Float, Float]:
         if together[best] <= 0:
             break
         pairs += [(best, int(drug_class)) for drug_class in np.flatnonzero(worth[best] > 0)]
-        share, level = _fit(episodes, pairs)
+        columns = episodes.columns(pairs)
+        share, level = _fit(episodes, columns)
     return pairs, np.clip(share, 0, 1), level
 
 
-def _fit(episodes: _Episodes, pairs: Sequence[tuple[int, int]]) -> tuple[Float, Float]:
+def _fit(episodes: _Episodes, columns: Float) -> tuple[Float, Float]:
     """Shares [pairs] and levels [D] by Newton's method."""
-    x = np.concatenate([episodes.columns(pairs), episodes.drug], axis=1)
-    is_level = np.arange(x.shape[1]) >= len(pairs)
+    x = np.concatenate([columns, episodes.drug], axis=1)
+    is_level = np.arange(x.shape[1]) >= columns.shape[1]
     at = np.zeros(x.shape[1])
     penalty = np.where(is_level, _LEVEL_PENALTIES[-1], _PENALTY)
     for _ in range(2):
