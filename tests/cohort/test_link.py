@@ -194,10 +194,11 @@ def test_the_command_writes_the_table_without_an_identifier(
     printed = "".join(capfd.readouterr())
     assert "3 rows read, 2 linked, 2 subjects" in printed
     assert {path.name for path in tmp_path.iterdir()} == {"source.csv", "secret", out.name}
+    ids = "|".join(linked["subject_id"].cast(str))  # random digits, which may hold those of a birth date
     for written in (out.read_bytes().decode("latin-1"), printed):
         for code in (ANNA, BERTIL, "010203-0450"):
             assert code.lower() not in written.lower()
-            assert code[:6] not in re.findall(r"\d+", written)
+            assert code[:6] not in re.sub(ids, "", written)
 
 
 @pytest.mark.parametrize(
