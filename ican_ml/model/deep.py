@@ -88,13 +88,10 @@ class Scaled:
         [nnz] of every stored feature.
     tokens
         [B, K] of the features that are tokens.
-    state
-        [B, R, G, M] of the treatments' target genes.
     """
 
     features: Mapping[str, Tensor]
     tokens: Mapping[str, Tensor]
-    state: Tensor
 
 
 class DeepPath(nn.Module):
@@ -152,8 +149,16 @@ class DeepPath(nn.Module):
             last,
         )
 
-    def forward(self, batch: Batch, scaled: Scaled, score_BN: Tensor) -> dict[str, Tensor]:
-        """What each task's head adds: [B, R, outputs]. ``score_BN`` are the patients' linear scores."""
+    def forward(self, batch: Batch, scaled: Scaled, score_BN: Tensor, *states_BRGM: Tensor) -> list[dict[str, Tensor]]:
+        """What each task's head adds, ``[B, R, outputs]``: asked of each of the states of the target genes.
+
+        ``score_BN`` are the patients' linear scores. The patient is encoded once.
+        """
+        context_BTW, mask_BT = self._context(batch, scaled)
+        return [self._answer(context_BTW, mask_BT, batch, state_BRGM, score_BN) for state_BRGM in states_BRGM]
+
+    def _context(self, batch: Batch, scaled: Scaled) -> tuple[Tensor, Tensor]:
+        """Tokens of the fused patient and of all modalities, and which of them are real."""
         tokens: list[Tensor] = []
         masks: list[Tensor] = []
         for name, embed in self.omics.named_children():
@@ -178,13 +183,18 @@ class DeepPath(nn.Module):
         for block in self.fusion:
             fused_BZW = block(fused_BZW, mask_BT, context_BTW)
         context_BTW = torch.cat([self.fused_norm(fused_BZW), context_BTW], dim=1)
-        mask_BT = functional.pad(mask_BT, (self.bottleneck.shape[0], 0), value=True)
+        return context_BTW, functional.pad(mask_BT, (self.bottleneck.shape[0], 0), value=True)
+
+    def _answer(
+        self, context_BTW: Tensor, mask_BT: Tensor, batch: Batch, state_BRGM: Tensor, score_BN: Tensor
+    ) -> dict[str, Tensor]:
+        """The heads' outputs for every regimen."""
         query_BRW, target_BRW = self.treatment(
             self.genes,
             batch["treatment_drug"],
             batch["treatment_class"],
             batch["treatment_gene"],
-            scaled.state,
+            state_BRGM,
             batch["treatment_state_known"],
         )
         for block in self.query_blocks:

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -194,42 +194,28 @@ class PatientTransformer(nn.Module):
             treatment_BRN = treatment_BRN + batch["kernel"][:, : state_BRGM.shape[1]]
         elif self.kernel is not None:
             treatment_BRN = treatment_BRN + self.kernel(batch, features)
-        scaled = Scaled(features=features, tokens=self._scale_tokens(batch), state=state_BRGM)
-        twice = self.resistance is not None and not self.training
-        if twice:
-            batch, scaled = self._asked_twice(batch, scaled)
-        deep = []
+        scaled = Scaled(features=features, tokens=self._scale_tokens(batch))
+        states = [state_BRGM]
+        if self.resistance is not None and not self.training:
+            altered_BRGM = batch["treatment_state"]
+            states.append(self._state({**batch, "treatment_state": self.resistance.unaltered(altered_BRGM)}))
+        asked = []
         for member in self.members:
-            drops = self.training and self.modality_dropout > 0
-            seen = self._drop_modalities(batch, scaled) if drops else (batch, scaled)
-            deep.append(member(*seen, patient_BN.detach()))
-        gain_BRN = None
-        if twice:
-            n_asked = treatment_BRN.shape[1]
-            gain_BRN = self._gain(self.mean(deep), n_asked)
-            deep = [{name: out[:, :n_asked] for name, out in each.items()} for each in deep]
+            seen, kept_BM = self._drop_modalities(batch)
+            asked.append(
+                member(seen, scaled, patient_BN.detach(), *(state * kept_BM[:, None, None] for state in states))
+            )
+        deep = [each[0] for each in asked]
+        gain_BRN = self._gain(self.mean(deep), self.mean([each[1] for each in asked])) if states[1:] else None
         return Paths(score=patient_BN[:, None] + treatment_BRN, spread=spread_BREN, deep=deep, gain=gain_BRN)
 
     def mean(self, deep: list[dict[str, Tensor]]) -> dict[str, Tensor]:
         """The mean of the members' deep paths, by task."""
         return {task.name: torch.stack([each[task.name] for each in deep]).mean(0) for task in self.tasks if deep}
 
-    def _asked_twice(self, batch: Batch, scaled: Scaled) -> tuple[Batch, Scaled]:
-        """Every regimen as it is, and after them all every regimen as if its targets were not altered."""
-        assert self.resistance is not None
-        unaltered = {**batch, "treatment_state": self.resistance.unaltered(batch["treatment_state"])}
-        state_BRGM = torch.cat([scaled.state, self._state(unaltered)], dim=1)
-        names = ("treatment_drug", "treatment_class", "treatment_gene", "treatment_state_known")
-        twice = {name: torch.cat([batch[name], batch[name]], dim=1) for name in names}
-        return {**batch, **twice}, replace(scaled, state=state_BRGM)
-
-    def _gain(self, deep: dict[str, Tensor], n_asked: int) -> Tensor:
+    def _gain(self, deep: dict[str, Tensor], unaltered: dict[str, Tensor]) -> Tensor:
         """``[B, R, N]``: what altered targets add to the logits of binary tasks, 0 for others."""
-        gains = [deep[task.name].select(-1, 0) for task in self.tasks]
-        each = [
-            gain[:, :n_asked] - gain[:, n_asked:] if task.kind == "binary" else torch.zeros_like(gain[:, :n_asked])
-            for task, gain in zip(self.tasks, gains, strict=True)
-        ]
+        each = [(deep[task.name] - unaltered[task.name]).select(-1, 0) * (task.kind == "binary") for task in self.tasks]
         return torch.stack(each, dim=-1)
 
     def with_earlier(self, batch: Batch) -> Batch:
@@ -321,13 +307,15 @@ class PatientTransformer(nn.Module):
             for name, scale in self.scales.items()
         }
 
-    def _drop_modalities(self, batch: Batch, scaled: Scaled) -> tuple[Batch, Scaled]:
-        """Whole modalities at random, at the targets of the treatments too; the summary always stays."""
-        dropped = dict(batch)
+    def _drop_modalities(self, batch: Batch) -> tuple[Batch, Tensor]:
+        """In training, whole modalities at random; and which are kept ``[B, M]``. The summary always stays."""
         known_BRGM = batch["treatment_state_known"]
-        kept_BM = torch.rand(len(known_BRGM), known_BRGM.shape[-1], device=known_BRGM.device) >= self.modality_dropout
+        n_patients, n_modalities = len(known_BRGM), known_BRGM.shape[-1]
+        if not (self.training and self.modality_dropout > 0):
+            return batch, known_BRGM.new_ones(n_patients, n_modalities)
+        kept_BM = torch.rand(n_patients, n_modalities, device=known_BRGM.device) >= self.modality_dropout
+        dropped = dict(batch)
         for m, name in enumerate(self.scales):
             dropped[f"{name}_panel"] = batch[f"{name}_panel"] * kept_BM[:, m]
-        kept_B11M = kept_BM[:, None, None]
-        dropped["treatment_state_known"] = known_BRGM * kept_B11M
-        return dropped, replace(scaled, state=scaled.state * kept_B11M)
+        dropped["treatment_state_known"] = known_BRGM * kept_BM[:, None, None]
+        return dropped, kept_BM
