@@ -1,7 +1,7 @@
-"""The ``ican`` command: make, convert, link, validate a cohort; verify, evaluate, ask a bundle. (Train: ``train.py``.)
+"""The ``ican`` command: make, convert, link, validate a cohort; export, verify, evaluate, ask, serve a bundle.
 
-For one patient ``ican predict`` and ``ican verify`` need numpy and onnxruntime alone: each command imports what it uses
-when it runs.
+Training is ``train.py``. For one patient ``ican predict`` and ``ican verify`` need numpy and onnxruntime alone: each
+command imports what it uses when it runs.
 """
 
 from __future__ import annotations
@@ -11,7 +11,19 @@ import sys
 from collections.abc import Sequence
 
 import ican_ml
-from ican_ml.commands import audit, convert, evaluate, link, predict, simulate, validate, verify
+from ican_ml.commands import (
+    audit,
+    audit_log,
+    convert,
+    evaluate,
+    export,
+    link,
+    predict,
+    serve,
+    simulate,
+    validate,
+    verify,
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -29,7 +41,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="ican", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--version", action="version", version=f"ican_ml {ican_ml.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (simulate, convert, link, validate, audit, verify, evaluate, predict):
+    for command in (simulate, convert, link, validate, audit, export, verify, evaluate, predict, serve, audit_log):
         command.add(commands)
     return parser
 

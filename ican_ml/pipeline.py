@@ -24,12 +24,14 @@ import torch
 import ican_ml
 from ican_ml.audit.audit import Audit, audit_cohort
 from ican_ml.audit.permutation import LINEAR
+from ican_ml.bundle.card import ModelCard, suppressed
 from ican_ml.bundle.export import export_bundle, parity
-from ican_ml.bundle.read import open_bundle
+from ican_ml.bundle.read import CARD, open_bundle
 from ican_ml.cohort.cohort import Cohort
 from ican_ml.cohort.simulate_truth import read_truth
 from ican_ml.cohort.split import Split
 from ican_ml.config import RunConfig
+from ican_ml.evaluation.applicability import Applicability
 from ican_ml.evaluation.conformal import calibrations
 from ican_ml.fold import (
     Prepared,
@@ -40,7 +42,7 @@ from ican_ml.fold import (
     with_further,
 )
 from ican_ml.inputs.answer import Float64
-from ican_ml.inputs.assemble import as_dictionary, assemble
+from ican_ml.inputs.assemble import CohortStates, as_dictionary, assemble
 from ican_ml.inputs.encode import collate, encode
 from ican_ml.inputs.schema import InputSchema
 from ican_ml.model.patient_transformer import ModelConfig, PatientTransformer
@@ -49,6 +51,7 @@ from ican_ml.results import (
     MODEL,
     ORACLE,
     Scores,
+    TaskResults,
     evaluate_scores,
     metrics_document,
     resistance_sections,
@@ -56,6 +59,7 @@ from ican_ml.results import (
     write_run_report,
 )
 from ican_ml.run_folder import RESULT, RunFolder, Stage, data_hash, stage_key
+from ican_ml.training.applicability import fit_embedding
 from ican_ml.training.loggers import close_loggers, run_loggers
 from ican_ml.training.loop import fit
 from ican_ml.training.resistance import Resistance
@@ -77,9 +81,15 @@ def run(config: RunConfig) -> Path:
     scores = [
         _score_fold(config, prepared, folder, name, stage) for name, stage in zip(prepared.splits, fitted, strict=True)
     ]
-    difference = _export(config, prepared, folder, fitted[0])
+    results = [
+        evaluate_scores(
+            name, outcome, prepared.episodes, scores, replicates=config.evaluation.replicates, seed=config.seed
+        )
+        for name, outcome in prepared.outcomes.items()
+    ]
+    difference = _export(config, prepared, folder, fitted[0], results)
     audit = _audit(config, prepared, scores, folder)
-    _conclude(config, prepared, scores, audit, folder, difference)
+    _conclude(config, prepared, scores, results, audit, folder, difference)
     return folder.root
 
 
@@ -140,7 +150,8 @@ def _fit_fold(config: RunConfig, prepared: Prepared, folder: RunFolder, name: st
         return stage
     started = time.monotonic()
     earlier, source = None, _pretrained(config, name)
-    prepared, split, weight = with_further(prepared, prepared.splits[name])
+    own = prepared.splits[name]
+    prepared, split, weight = with_further(prepared, own)
     subject = prepared.episodes["subject_id"].to_numpy()
     parts = {part: np.unique(subject[rows]) for part, rows in (("train", split.train), ("tuning", split.tuning))}
     np.savez(stage.folder / _SUBJECTS, **cast("dict[str, Any]", parts))
@@ -181,13 +192,39 @@ def _fit_fold(config: RunConfig, prepared: Prepared, folder: RunFolder, name: st
         loggers=run_loggers(config.logger, folder.root, name),
     )
     close_loggers(folder.root)
+    applicability = fit_embedding(
+        result.network,
+        schema,
+        fold.encoded,
+        train=np.unique(fold.states.patient[own.train]),
+        tuning=np.unique(fold.states.patient[own.tuning]),
+        subject=fold.states.subject_id,
+        indication=_indication(prepared.episodes, fold.states),
+        seed=config.seed,
+    )
     torch.save(result.network.state_dict(), stage.folder / _NETWORK)
     seconds = time.monotonic() - started
     _log.info("%s: fitted in %.0f s", name, seconds)
     calibration = [found.to_dict() for found in result.calibration.values()]
     resistance = [asdict(found) for found in result.resistance]
-    stage.finish({"curve": result.curve, "seconds": seconds, "calibration": calibration, "resistance": resistance})
+    stage.finish(
+        {
+            "curve": result.curve,
+            "seconds": seconds,
+            "calibration": calibration,
+            "resistance": resistance,
+            "applicability": applicability.to_json() if applicability is not None else None,
+        }
+    )
     return stage
+
+
+def _indication(episodes: pl.DataFrame, states: CohortStates) -> npt.NDArray[np.str_]:
+    """Of every patient state: that of one of its episodes, "" where none is known."""
+    found = np.full(len(states.subject_id), "", dtype=object)
+    if "indication" in episodes.columns:
+        found[states.patient] = episodes["indication"].cast(pl.String).fill_null("").to_numpy()
+    return found.astype(str)
 
 
 def _score_fold(config: RunConfig, prepared: Prepared, folder: RunFolder, name: str, fitted: Stage) -> Scores:
@@ -221,15 +258,17 @@ def _score_fold(config: RunConfig, prepared: Prepared, folder: RunFolder, name: 
     )
 
 
-def _export(config: RunConfig, prepared: Prepared, folder: RunFolder, fitted: Stage) -> float:
+def _export(
+    config: RunConfig, prepared: Prepared, folder: RunFolder, fitted: Stage, results: list[TaskResults]
+) -> float:
     """Write the bundle, and prove it on invented and on real held-out patients; returns the largest difference."""
     bundle = folder.root / "bundle"
-    stage = folder.stage("export", fitted.key)
+    card = _card(config, prepared, fitted, results)
+    stage = folder.stage("export", stage_key(fitted.key, card.to_json()))
     if stage.is_done and data_hash(bundle) == stage.result()["bundle"]:
         return float(stage.result()["difference"])
+    difference = export_fitted(fitted.folder, bundle, card)
     network, schema = load_fitted(fitted.folder)
-    calibration = calibrations(fitted.result()["calibration"])
-    difference = export_bundle(network, schema, bundle, calibration=calibration)
     rows = next(iter(prepared.splits.values())).held_out[:256]
     states = assemble(prepared.cohort, prepared.store, prepared.episodes[rows], config.inputs.covariates)
     encoded = encode(schema, states.patients, backend=config.encoding.choice)
@@ -238,6 +277,79 @@ def _export(config: RunConfig, prepared: Prepared, folder: RunFolder, fitted: St
     stage.finish({"bundle": data_hash(bundle), "difference": difference})
     _log.info("bundle written; ONNX and torch agree within %.1e", difference)
     return difference
+
+
+def export_fitted(folder: Path, bundle: Path, card: ModelCard | None) -> float:
+    """The bundle of a finished fit stage; returns the largest difference between ONNX and torch."""
+    network, schema = load_fitted(folder)
+    known = json.loads((folder / RESULT).read_text())
+    found = known["applicability"]
+    return export_bundle(
+        network,
+        schema,
+        bundle,
+        calibration=calibrations(known["calibration"]),
+        applicability=Applicability.from_json(found) if found is not None else None,
+        card=card,
+    )
+
+
+def export_run(root: Path, bundle: Path, *, fold: str | None = None) -> tuple[str, float]:
+    """The bundle of a finished run, with the card that the run wrote; returns the fold and the largest difference.
+
+    Raises
+    ------
+    ValueError
+        If the folder holds no finished fit, or none of that name.
+    """
+    finished = sorted((root / "private").glob(f"*/fit/{RESULT}"), key=lambda path: path.stat().st_mtime)
+    fits = {path.parent.parent.name: path.parent for path in finished}
+    if not fits or (fold is not None and fold not in fits):
+        wanted = "a finished fit" if fold is None else f"the fit {fold!r}"
+        raise ValueError(f"export: expected {wanted} in {root.name}, found {sorted(fits) or 'none'}; train first")
+    name = fold or next(iter(fits))
+    stored = root / "bundle" / CARD
+    card = ModelCard.from_json(json.loads(stored.read_text())) if stored.exists() else None
+    return name, export_fitted(fits[name], bundle, card)
+
+
+def _card(config: RunConfig, prepared: Prepared, fitted: Stage, results: list[TaskResults]) -> ModelCard:
+    """What the run says of its model; of the first fold's, where there are several, measured on all of them."""
+    schema = InputSchema.from_json(json.loads((fitted.folder / _SCHEMA).read_text()))
+    cohort, episodes = prepared.cohort, prepared.episodes
+    subjects = {}
+    if "indication" in episodes.columns:
+        counted = episodes.group_by(pl.col("indication").cast(pl.String).fill_null("unknown")).agg(
+            pl.col("subject_id").n_unique()
+        )
+        subjects = suppressed(dict(counted.iter_rows()))
+    performance = {}
+    for task in results:
+        by = {name: metrics.to_dict() for name, metrics in task.pooled.items()}
+        performance[task.name] = {
+            **by[MODEL],
+            "baselines": {name: found["overall"] for name, found in by.items() if name != MODEL},
+            "sets": task.sets.to_dict() if task.sets is not None else None,
+        }
+    return ModelCard(
+        name=config.name,
+        cohort={
+            "Name": cohort.name,
+            "Description": str(cohort.meta.get("description", "")),
+            "Subjects": episodes["subject_id"].n_unique(),
+            "Episodes": len(episodes),
+            "Held-out folds": len(prepared.splits),
+        },
+        subjects=subjects,
+        inputs={
+            "Modalities": [f"{m.name} ({m.kind}, {len(m.features)} features)" for m in schema.modalities],
+            "Record": "read" if schema.vocabulary is not None else "not read",
+            "Covariates": [covariate.name for covariate in schema.covariates],
+            "Treatments": len(schema.drugs),
+        },
+        performance=performance,
+        versions={"ican_ml": ican_ml.__version__, "torch": torch.__version__},
+    )
 
 
 def _audit(config: RunConfig, prepared: Prepared, scores: list[Scores], folder: RunFolder) -> Audit:
@@ -264,15 +376,15 @@ def _oracle(cohort: Cohort, task: str) -> Float64 | None:
 
 
 def _conclude(
-    config: RunConfig, prepared: Prepared, scores: list[Scores], audit: Audit, folder: RunFolder, difference: float
+    config: RunConfig,
+    prepared: Prepared,
+    scores: list[Scores],
+    results: list[TaskResults],
+    audit: Audit,
+    folder: RunFolder,
+    difference: float,
 ) -> None:
     """Metrics, report, the table, and one patient asked through the torch-free predictor."""
-    results = [
-        evaluate_scores(
-            name, outcome, prepared.episodes, scores, replicates=config.evaluation.replicates, seed=config.seed
-        )
-        for name, outcome in prepared.outcomes.items()
-    ]
     folder.write_json("metrics.json", metrics_document(results, scores, difference))
     folder.write_json("audit.json", audit.to_dict())
     cohort, episodes = prepared.cohort, prepared.episodes

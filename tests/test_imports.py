@@ -55,6 +55,9 @@ SERVING_MODULES = (
     "ican_ml.records.aggregates",
     "ican_ml.records.vocabulary",
 )
+# In front of it, HTTP.
+SERVICE_LIBRARIES = {"fastapi", "prometheus_client", "pydantic", "starlette"}
+SERVICE_MODULES = ("ican_ml.serving.guard", "ican_ml.serving.service")
 # Whole cohorts are predicted and evaluated with the cohort's readers, without torch.
 COHORT_LIBRARIES = {"anndata", "h5py", "meds", "onnxruntime", "pandas", "polars", "pyarrow", "scipy", "tqdm"}
 COHORT_MODULES = ("ican_ml.serving.align", "ican_ml.serving.cohort", "ican_ml.transfer")
@@ -170,13 +173,25 @@ def test_rooms_import_only_rooms_before_them(module: str) -> None:
 
 
 def test_serving_loads_only_numpy_and_onnxruntime() -> None:
-    modules = [*SERVING_MODULES, *(name for name in _modules("serving") if name not in COHORT_MODULES)]
+    others = (*COHORT_MODULES, *SERVICE_MODULES)
+    modules = [*SERVING_MODULES, *(name for name in _modules("serving") if name not in others)]
     loaded = _load(modules)
     assert _unexpected(loaded, SERVING_LIBRARIES) == {}
 
     reached = {name for names in loaded.values() for name in names if name.partition(".")[0] == "ican_ml"}
     assert reached.issuperset(modules)
     assert _written(sorted(reached), HEAVY_LIBRARIES) == [], "an import inside a function counts too"
+
+
+def test_the_service_is_written_without_training_libraries() -> None:
+    loaded = _load(SERVICE_MODULES)
+    reached = {name for names in loaded.values() for name in names if name.partition(".")[0] == "ican_ml"}
+    assert reached.issuperset(SERVICE_MODULES)
+    assert _written(sorted(reached), HEAVY_LIBRARIES) == []
+    imported = {name.partition(".")[0] for module in SERVICE_MODULES for _, name in _imports(module)}
+    allowed = SERVING_LIBRARIES | SERVICE_LIBRARIES | set(sys.stdlib_module_names) | {"ican_ml"}
+    assert imported - allowed == set()
+    assert {library for names in loaded.values() for library in _libraries(names)} & HEAVY_LIBRARIES == set()
 
 
 def test_whole_cohorts_are_served_without_training_libraries() -> None:

@@ -23,27 +23,34 @@ import torch
 from torch import Tensor, nn
 
 import ican_ml
+from ican_ml.bundle.card import ModelCard
 from ican_ml.bundle.golden import invented_patients
 from ican_ml.bundle.read import (
+    APPLICABILITY,
     CALIBRATION,
     CALIBRATION_FORMAT,
+    CARD,
+    CARD_TEXT,
     FORMAT,
     GOLDEN,
     MANIFEST,
     MODEL,
+    OPSET,
     SCHEMA,
     Arrays,
     BundleError,
+    deviation,
     digest,
     sealed,
 )
 from ican_ml.encoding.csr_bag import csr_bag_onnx_translation
+from ican_ml.evaluation.applicability import EMBEDDING, Applicability
 from ican_ml.evaluation.conformal import Calibration
 from ican_ml.inputs.encode import collate, encode
+from ican_ml.inputs.limits import Limit, input_limits
 from ican_ml.inputs.schema import InputSchema
 from ican_ml.model.patient_transformer import PatientTransformer
 
-OPSET = 20
 TOLERANCE = 1e-5
 
 
@@ -56,7 +63,8 @@ class _Positional(nn.Module):
         self.names = names
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        return tuple(self.network(dict(zip(self.names, inputs, strict=True))).values())
+        batch = dict(zip(self.names, inputs, strict=True))
+        return (*self.network(batch).values(), self.network.embed(batch))
 
 
 def export_bundle(
@@ -65,6 +73,8 @@ def export_bundle(
     folder: Path,
     *,
     calibration: Mapping[str, Calibration] | None = None,
+    applicability: Applicability | None = None,
+    card: ModelCard | None = None,
 ) -> float:
     """Write a bundle; an existing one is replaced only when the new one is complete.
 
@@ -72,11 +82,15 @@ def export_bundle(
     ----------
     calibration
         By binary task, as a fit left it: prediction sets for the predictor. The network itself is calibrated.
+    applicability
+        As a fit left it: whether a patient is like those of training.
+    card
+        What the model is for, and how well it does it.
 
     Returns
     -------
     float
-        Largest difference between onnxruntime and torch over the invented patients' outputs.
+        Largest deviation between onnxruntime and torch over the invented patients' outputs.
 
     Raises
     ------
@@ -96,16 +110,21 @@ def export_bundle(
     arrays: dict[str, Any] = {f"in/{name}": values for name, values in inputs.items() if name in used}
     arrays |= {f"out/{name}": values for name, values in expected.items()}
     np.savez(golden, **arrays)
-    graph = onnx.load_from_string(model).graph
+    graph, limits = onnx.load_from_string(model).graph, input_limits(schema)
     document = {
         "patient": schema.to_json(),
-        "inputs": [_describe(value) for value in graph.input],
+        "inputs": [_describe(value) | _range(limits[value.name]) for value in graph.input],
         "outputs": [_describe(value) for value in graph.output],
     }
     files = {MODEL: model, GOLDEN: golden.getvalue(), SCHEMA: json.dumps(document).encode()}
     if calibration:
         told = {"format": CALIBRATION_FORMAT, "tasks": [entry.to_dict() for entry in calibration.values()]}
         files[CALIBRATION] = json.dumps(told, indent=1).encode()
+    if applicability is not None:
+        files[APPLICABILITY] = json.dumps(applicability.to_json()).encode()
+    if card is not None:
+        files[CARD] = json.dumps(card.to_json(), indent=1).encode()
+        files[CARD_TEXT] = card.text().encode()
     manifest = {
         "format": FORMAT,
         "ican_ml": ican_ml.__version__,
@@ -121,7 +140,7 @@ def export_bundle(
 
 
 def parity(model: bytes, network: PatientTransformer, batches: list[Arrays]) -> float:
-    """Largest absolute difference between onnxruntime and torch over some batches of inputs."""
+    """Largest deviation between onnxruntime and torch over some batches of inputs."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
@@ -130,7 +149,7 @@ def parity(model: bytes, network: PatientTransformer, batches: list[Arrays]) -> 
     for inputs in batches:
         outputs = session.run(None, {name: values for name, values in inputs.items() if name in used})
         for got, expected in zip(outputs, _torch_outputs(network, inputs).values(), strict=True):
-            worst = max(worst, float(np.abs(got.astype(np.float64) - expected).max(initial=0.0)))
+            worst = max(worst, deviation(got, expected))
     return worst
 
 
@@ -183,7 +202,8 @@ def _without_metadata(model: onnx.ModelProto) -> onnx.ModelProto:
 def _torch_outputs(network: PatientTransformer, inputs: Arrays) -> dict[str, np.ndarray[Any, Any]]:
     batch = {name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in inputs.items()}
     with torch.inference_mode():
-        return {name: output.numpy() for name, output in network(batch).items()}
+        outputs = {**network(batch), EMBEDDING: network.embed(batch)}
+    return {name: output.numpy() for name, output in outputs.items()}
 
 
 def _graph_inputs(model: bytes) -> set[str]:
@@ -198,6 +218,10 @@ def _describe(value: onnx.ValueInfoProto) -> dict[str, Any]:
         "dtype": dtype,
         "shape": [axis.dim_value or axis.dim_param for axis in tensor.shape.dim],
     }
+
+
+def _range(limit: Limit) -> dict[str, Any]:
+    return {"shape": list(limit.axes), "range": [limit.low, limit.high]}
 
 
 def _replace(folder: Path, files: dict[str, bytes]) -> None:

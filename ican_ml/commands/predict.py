@@ -46,6 +46,7 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--assay", metavar="NAME", help="of a FHIR Bundle: the assay of its variants, if several are known"
     )
+    parser.add_argument("--explain", action="store_true", help="of a patient: also tell what drove the first answer")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument(
         "--out",
@@ -65,10 +66,10 @@ def _run(parsed: argparse.Namespace) -> None:
 
 
 def _predict_cohort(parsed: argparse.Namespace) -> None:
-    if parsed.treatment or parsed.json or _of_bundle(parsed):
+    if parsed.treatment or parsed.json or parsed.explain or _of_bundle(parsed):
         raise ValueError(
-            "--treatment, --at, --timezone, --assay, --json: expected with a PATIENT.json only; a cohort's episodes "
-            "say what they ask"
+            "--treatment, --at, --timezone, --assay, --json, --explain: expected with a PATIENT.json only; a "
+            "cohort's episodes say what they ask"
         )
     if parsed.out is None or parsed.out.suffix != ".parquet":
         got = "nothing" if parsed.out is None else repr(parsed.out.name)
@@ -103,8 +104,13 @@ def _predict_patient(parsed: argparse.Namespace) -> None:
     elif _of_bundle(parsed):
         raise ValueError("--at, --timezone, --assay: expected with a FHIR Bundle only; a dictionary says these itself")
     regimens = [tuple(drug for drug in regimen.split("+") if drug) for regimen in parsed.treatment or [""]]
-    answer = predictor.predict(patient, regimens)
-    print(_as_json(answer) if parsed.json else _as_table(answer))
+    answer = predictor.predict(patient, regimens, explain=parsed.explain)
+    if parsed.json:
+        from ican_ml.serving.document import answer_document
+
+        print(json.dumps(answer_document(predictor, answer)))
+    else:
+        print(_as_table(answer))
 
 
 def _from_fhir(bundle: dict[str, Any], parsed: argparse.Namespace, modalities: set[str]) -> dict[str, Any]:
@@ -132,6 +138,15 @@ def _as_table(answer: Answer) -> str:
         values += "".join(f"  {_set_text(ranked.sets[task]).ljust(_SET)}" for task in answer.coverage)
         unknown = f"  not seen in training: {', '.join(ranked.unknown_drugs)}" if ranked.unknown_drugs else ""
         lines.append(f"{i:>4}  {name.ljust(width)}{values}{unknown}".rstrip())
+    if answer.applicability is not None and answer.applicability.abstain:
+        lines = [*(f"NOT TO BE RELIED ON: {reason}" for reason in answer.applicability.reasons), "", *lines]
+    if answer.drivers:
+        lines += ["", f"what drove the first answer, and by how much it moved {answer.task}:"]
+        lines += [
+            f"  {d.effect:+.4f}  {d.kind}: {d.name}{f' ({d.modality})' if d.kind == 'gene' else ''}"
+            for d in answer.drivers
+        ]
+        lines.append("")
     notes = answer.notes
     if sum(notes.unknown_features.values()):
         lines.append(f"features that the model does not know, not used: {notes.unknown_features}")
@@ -147,26 +162,3 @@ def _as_table(answer: Answer) -> str:
 
 def _set_text(answers: tuple[str, ...]) -> str:
     return answers[0] if len(answers) == 1 else "undecided"
-
-
-def _as_json(answer: Answer) -> str:
-    return json.dumps(
-        {
-            "task": answer.task,
-            "ranked": [
-                {
-                    "treatment": list(r.regimen),
-                    "prediction": r.prediction,
-                    "sets": {task: list(answers) for task, answers in r.sets.items()},
-                    "uncertainty": r.uncertainty,
-                    "unknown_drugs": list(r.unknown_drugs),
-                }
-                for r in answer.ranked
-            ],
-            "coverage": answer.coverage,
-            "unknown_features": answer.notes.unknown_features,
-            "unknown_covariates": list(answer.notes.unknown_covariates),
-            "events_after_prediction": answer.notes.events_after_prediction,
-            "record": answer.notes.record,
-        }
-    )

@@ -11,7 +11,7 @@ Float64 = npt.NDArray[np.float64]
 
 
 def summarise(task: Task, output: npt.NDArray[np.generic]) -> Float64:
-    """One number a regimen: probability, expected days, or mean. ``output`` [B, R(, ...)] -> [B, R]."""
+    """One number a regimen: probability, expected days, or mean. ``output`` [..., R(, bins)] -> [..., R]."""
     values = output.astype(np.float64)
     if task.kind == "binary":
         return sigmoid(values)
@@ -26,7 +26,7 @@ def members_of(task: Task) -> str:
 
 
 def uncertainty(task: Task, members: npt.NDArray[np.generic]) -> tuple[Float64, Float64]:
-    """Aleatoric and epistemic uncertainty, [B, R] each, from the members' outputs [B, R, E(, ...)].
+    """Aleatoric and epistemic uncertainty, [..., R] each, from the members' outputs [..., R, E(, bins)].
 
     Aleatoric is what the members agree cannot be known, epistemic is what they disagree about. Binary: mean entropy of
     the members' answers, and the mutual information of answer and member, in bits; their sum is the entropy of the mean
@@ -59,9 +59,14 @@ def expected_days(task: Task, hazard_logits: Float64) -> Float64:
     return _moments(task, hazard_logits)[0]
 
 
+def event_free(hazard_logits: npt.NDArray[np.generic]) -> Float64:
+    """Probability to be free of the event at each of the task's edges: hazard logits [..., bins] -> [..., bins]."""
+    return np.asarray(np.exp(np.cumsum(-np.logaddexp(0.0, hazard_logits.astype(np.float64)), axis=-1)))
+
+
 def _moments(task: Task, hazard_logits: Float64) -> tuple[Float64, Float64]:
     """Expectations of the days survived up to the last edge, and of their square."""
-    survival = np.exp(np.cumsum(-np.logaddexp(0.0, hazard_logits), axis=-1))
+    survival = event_free(hazard_logits)
     edges = np.asarray(task.edges)
     widths = np.diff(edges, prepend=0.0)
     before = np.concatenate([np.ones_like(survival[..., :1]), survival[..., :-1]], axis=-1)

@@ -112,7 +112,7 @@ def _read_omics(modality: ModalitySchema, values: Mapping[str, Any], assay: obje
         raise PatientError(f"assays.{modality.name}: expected one of {panels}, got {assay!r}")
     panel = panels.index(str(assay)) + 1
     measured = modality.measured()[panel]
-    position = {feature: i for i, feature in enumerate(modality.features)}
+    position = modality.position
     found: dict[int, float] = {}
     for feature, value in values.items():
         where = f"omics.{modality.name}.{feature}"

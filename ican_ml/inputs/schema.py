@@ -43,6 +43,8 @@ class ModalitySchema:
         in this mapping + 1; 0 = the modality was not measured.
     max_tokens
         How many features become tokens.
+    position
+        Of each feature.
     """
 
     name: str
@@ -55,6 +57,10 @@ class ModalitySchema:
     rank_scale: Float32
     panels: Mapping[str, tuple[int, ...] | None]
     max_tokens: int
+    position: dict[str, int] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "position", {feature: i for i, feature in enumerate(self.features)})
 
     def measured(self) -> npt.NDArray[np.bool_]:
         """bool [panels + 1, features]: which features each assay number measures (row 0: none)."""

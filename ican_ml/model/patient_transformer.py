@@ -30,6 +30,7 @@ from ican_ml.inputs.answer import members_of
 from ican_ml.inputs.schema import FIRST_KNOWN, InputSchema
 from ican_ml.model.blocks import input_layer
 from ican_ml.model.deep import Batch, DeepPath, ModelConfig, Scaled, head_width
+from ican_ml.model.embedding import PatientEmbedding
 from ican_ml.model.kernel import KernelPath
 from ican_ml.model.omics import FeatureBag, FeatureScale
 from ican_ml.model.resistance import ResistancePath
@@ -130,6 +131,8 @@ class PatientTransformer(nn.Module):
         self.bias = nn.ParameterDict({t.name: nn.Parameter(torch.zeros(head_width(t))) for t in schema.tasks})
         asked = config.resistance and config.deep and any(task.kind == "binary" for task in schema.tasks)
         self.resistance = ResistancePath(schema) if asked else None
+        with torch.random.fork_rng(devices=[]):  # what training draws does not depend on it
+            self.embedding = PatientEmbedding(schema)
         self.n_members = config.members if config.trees or config.deep else 1
         self.members = nn.ModuleList(DeepPath(config, schema) for _ in range(config.members if config.deep else 0))
         for task in schema.tasks:
@@ -166,6 +169,11 @@ class PatientTransformer(nn.Module):
     def set_calibration(self, task: str, slope: float, intercept: float) -> None:
         """Calibrate a binary task: see :mod:`ican_ml.training.calibration`."""
         self.get_buffer(f"calibration_{task}").copy_(torch.tensor([slope, intercept]))
+
+    def embed(self, batch: Batch) -> Tensor:
+        """``[B, E]``: where each patient lies among those of training; see :mod:`ican_ml.model.embedding`."""
+        found: Tensor = self.embedding(batch, self._scale_features(batch))
+        return found
 
     def member_outputs(self, batch: Batch) -> list[dict[str, Tensor]]:
         """The outputs of each member alone, not calibrated: what it is trained on.

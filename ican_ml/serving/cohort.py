@@ -22,7 +22,7 @@ from ican_ml.cohort.cohort import Cohort, read_cohort
 from ican_ml.evaluation.conformal import Calibration
 from ican_ml.evaluation.evaluate import MIN_SUBJECTS
 from ican_ml.evaluation.shift import ColumnShift, RecordShift, standardised, unseen_names
-from ican_ml.inputs.answer import Float64, summarise
+from ican_ml.inputs.answer import Float64, event_free, summarise
 from ican_ml.inputs.assemble import CohortStates, assemble
 from ican_ml.inputs.encode import EncodedPatients, Int64, collate
 from ican_ml.inputs.regimens import INHIBITOR
@@ -103,7 +103,7 @@ def predict_cohort(bundle: str | Path, path: str | Path, *, family: str | None =
     tally = _Tally(alignment, cohort)
     n = len(episodes)
     prediction = {task.name: np.empty(n) for task in predictor.schema.tasks}
-    event_free = {task.name: np.empty(n) for task in predictor.schema.tasks if task.kind == "survival"}
+    curves = {task.name: np.empty(n) for task in predictor.schema.tasks if task.kind == "survival"}
     with tqdm(total=n, disable=None, unit="episode") as bar:
         for rows in _some_subjects(episodes["subject_id"].to_numpy()):
             states, omics, encoded = encode_rows(alignment, store, episodes[rows], covariates)
@@ -113,13 +113,13 @@ def predict_cohort(bundle: str | Path, path: str | Path, *, family: str | None =
                 output = outputs[task.name]
                 prediction[task.name][rows] = summarise(task, output)[states.patient, states.slot]
                 if task.kind == "survival":
-                    event_free[task.name][rows] = _event_free(task, output[states.patient, states.slot])
+                    curves[task.name][rows] = _at_horizon(task, output[states.patient, states.slot])
             bar.update(len(rows))
     return CohortPredictions(
         cohort=cohort,
         tasks=predictor.schema.tasks,
         prediction=prediction,
-        event_free=event_free,
+        event_free=curves,
         notes=tally.notes,
         calibration=predictor.calibration,
         shift={
@@ -304,7 +304,6 @@ def _unknown_drugs(schema: InputSchema, treatments: list[list[str]]) -> list[lis
     ]
 
 
-def _event_free(task: Task, hazard_logits: np.ndarray[Any, Any]) -> Float64:
+def _at_horizon(task: Task, hazard_logits: np.ndarray[Any, Any]) -> Float64:
     """Probability to be event-free at the horizon: [n, intervals] -> [n]."""
-    upto = hazard_logits[:, : (len(task.edges) - 1) // 2 + 1].astype(np.float64)
-    return np.asarray(np.exp(-np.logaddexp(0.0, upto).sum(axis=1)))
+    return np.asarray(event_free(hazard_logits)[:, (len(task.edges) - 1) // 2])

@@ -12,16 +12,23 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnxruntime
 
-from ican_ml.bundle.read import Arrays, BundleError, open_bundle
-from ican_ml.inputs.answer import members_of, summarise, uncertainty
+from ican_ml.bundle.read import Arrays, BundleError, deviation, open_bundle
+from ican_ml.evaluation.applicability import EMBEDDING, Judgement
+from ican_ml.inputs.answer import event_free, members_of, summarise, uncertainty
 from ican_ml.inputs.encode import collate, encode
+from ican_ml.inputs.limits import InputError, check_inputs, input_limits
 from ican_ml.inputs.patient import PatientError, PatientNotes, read_patient
 from ican_ml.inputs.regimens import INHIBITOR, Regimen
+from ican_ml.serving.explain import Driver, variants
+
+Device = Literal["cpu", "cuda"]
+_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+_MOST_DRIVERS, _VARIANTS_AT_ONCE = 12, 32
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,6 +50,8 @@ class Ranked:
     uncertainty
         By task of a model with several members: `aleatoric` and `epistemic`, see
         :func:`ican_ml.inputs.answer.uncertainty`.
+    event_free
+        By survival task: probability to be free of the event at each of the task's edges.
     """
 
     regimen: Regimen
@@ -50,19 +59,29 @@ class Ranked:
     unknown_drugs: tuple[str, ...]
     sets: dict[str, tuple[str, ...]] = field(default_factory=dict)
     uncertainty: dict[str, dict[str, float]] = field(default_factory=dict)
+    event_free: dict[str, tuple[float, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Answer:
     """Regimens from most to least promising for the first task, and what was left aside of the patient.
 
-    ``coverage``: by task with prediction sets, how often these hold the truth.
+    Attributes
+    ----------
+    coverage
+        By task with prediction sets, how often these hold the truth.
+    applicability
+        Whether the model should be believed for this patient; None where the bundle cannot tell.
+    drivers
+        Parts of the patient with the largest effect on the first regimen's first prediction; empty unless asked for.
     """
 
     task: str
     ranked: tuple[Ranked, ...]
     notes: PatientNotes
     coverage: dict[str, float] = field(default_factory=dict)
+    applicability: Judgement | None = None
+    drivers: tuple[Driver, ...] = ()
 
 
 class Predictor:
@@ -74,26 +93,47 @@ class Predictor:
         Folder of the bundle.
     threads
         Threads of one prediction.
+    device
+        Where the network runs: ``cpu`` or ``cuda``, never another than asked for.
 
     Raises
     ------
     BundleError
         If the bundle was changed, or this machine does not reproduce its golden cases.
+    ValueError
+        If onnxruntime cannot use the device.
     """
 
-    def __init__(self, bundle: str | Path, *, threads: int = 1) -> None:
+    def __init__(self, bundle: str | Path, *, threads: int = 1, device: Device = "cpu") -> None:
         self._bundle = open_bundle(bundle)
         self.schema = self._bundle.schema
         self.calibration = self._bundle.calibration
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.log_severity_level = 3
-        self._session = onnxruntime.InferenceSession(self._bundle.model, options, providers=["CPUExecutionProvider"])
+        self.card = self._bundle.card
+        self.digest = self._bundle.digest
+        self._limits = input_limits(self.schema)
+        self._session = _session(self._bundle.model, threads, device)
         self._input_names = {node.name for node in self._session.get_inputs()}
         self._output_names = [node.name for node in self._session.get_outputs()]
-        self._prove_golden_cases()
+        if self._input_names - set(self._limits) or self._input_names != {e["name"] for e in self._bundle.inputs}:
+            raise BundleError("bundle: the network's inputs are not those that its schema names; export it again")
+        self.prove()
 
-    def predict(self, patient: Mapping[str, Any], regimens: Sequence[Regimen]) -> Answer:
+    @property
+    def version(self) -> str:
+        """Names the bundle: the beginning of its manifest's sha256."""
+        return self.digest[:12]
+
+    @property
+    def input_entries(self) -> tuple[Mapping[str, Any], ...]:
+        """Name, dtype and shape of each of the network's inputs."""
+        return self._bundle.inputs
+
+    @property
+    def output_entries(self) -> tuple[Mapping[str, Any], ...]:
+        """Name, dtype and shape of each of the network's outputs."""
+        return self._bundle.outputs
+
+    def predict(self, patient: Mapping[str, Any], regimens: Sequence[Regimen], *, explain: bool = False) -> Answer:
         """Rank regimens for one patient.
 
         Parameters
@@ -103,43 +143,32 @@ class Predictor:
         regimens
             At least one; each a tuple of drug names (``inhibitor:<gene>`` for a virtual inhibitor). Only a model of a
             cohort without drugs answers for ``()``.
+        explain
+            Also tell what drove the first answer, see :mod:`ican_ml.serving.explain`.
 
         Raises
         ------
         PatientError
             If the patient or a regimen cannot be used.
         """
-        regimens = [self._checked(i, regimen) for i, regimen in enumerate(regimens)]
-        if not regimens:
+        return self.predict_batch([(patient, regimens)], explain=explain)[0]
+
+    def predict_batch(
+        self, asked: Sequence[tuple[Mapping[str, Any], Sequence[Regimen]]], *, explain: bool = False
+    ) -> list[Answer]:
+        """Answers for several patients, each with its own regimens, in one forward pass; see :meth:`predict`."""
+        checked = [[self._checked(i, regimen) for i, regimen in enumerate(regimens)] for _, regimens in asked]
+        if not all(checked):
             raise PatientError("treatments: expected at least one regimen, got none")
-        inputs, notes = self.inputs(patient, regimens)
-        outputs = self.run(inputs)
-        predictions = {task.name: summarise(task, outputs[task.name])[0] for task in self.schema.tasks}
-        doubts = {
-            task.name: uncertainty(task, outputs[members_of(task)])
-            for task in self.schema.tasks
-            if members_of(task) in outputs
-        }
-        headline = self.schema.tasks[0]
-        sign = 1 if headline.kind == "regression" else -1
-        order = np.argsort(sign * predictions[headline.name], kind="stable")
-        ranked = tuple(
-            Ranked(
-                regimen=regimens[i],
-                prediction={name: float(values[i]) for name, values in predictions.items()},
-                unknown_drugs=tuple(
-                    d for d in regimens[i] if d not in self.schema.drug_id and not d.startswith(INHIBITOR)
-                ),
-                sets={name: c.answer_set(predictions[name][i]) for name, c in self.calibration.items()},
-                uncertainty={
-                    name: {"aleatoric": float(aleatoric[0, i]), "epistemic": float(epistemic[0, i])}
-                    for name, (aleatoric, epistemic) in doubts.items()
-                },
-            )
-            for i in order
-        )
-        coverage = {name: calibration.coverage for name, calibration in self.calibration.items()}
-        return Answer(task=headline.name, ranked=ranked, notes=notes, coverage=coverage)
+        read = [self.inputs(patient, regimens) for (patient, _), regimens in zip(asked, checked, strict=True)]
+        outputs = self.run(joined([inputs for inputs, _ in read]) if len(read) > 1 else read[0][0])
+        answers = []
+        for b, (regimens, (_, notes)) in enumerate(zip(checked, read, strict=True)):
+            own = {
+                name: values[b] if name == EMBEDDING else values[b, : len(regimens)] for name, values in outputs.items()
+            }
+            answers.append(self._answer(asked[b][0], regimens, own, notes, explain=explain))
+        return answers
 
     def inputs(self, patient: Mapping[str, Any], regimens: Sequence[Regimen]) -> tuple[Arrays, PatientNotes]:
         """The network's input arrays for one patient (see :mod:`ican_ml.inputs.encode`)."""
@@ -147,31 +176,145 @@ class Predictor:
         encoded = encode(self.schema, states, backend="reference")
         return collate(encoded, np.zeros(1, np.int64)), notes
 
+    def infer(self, inputs: Arrays) -> Arrays:
+        """The network's outputs for arrays that others have made.
+
+        Raises
+        ------
+        InputError
+            If no patient can give them, or the network's answer to them is not finite.
+        """
+        check_inputs(self._limits, inputs)
+        outputs = self.run(inputs)
+        for name, values in outputs.items():
+            if not np.isfinite(values).all():
+                raise InputError(f"inputs: expected values that give finite outputs, got {name!r} that is not")
+        return outputs
+
     def run(self, inputs: Arrays) -> Arrays:
-        """The network's outputs by name: a task, or what its members say."""
+        """The network's outputs by name: a task, what its members say, or how the patient looks to the network."""
         used = {name: values for name, values in inputs.items() if name in self._input_names}
         return dict(zip(self._output_names, self._session.run(None, used), strict=True))
 
+    def prove(self) -> None:
+        """Raise BundleError unless the golden cases come out as exported."""
+        outputs = self.run(self._bundle.golden_inputs)
+        for name, expected in self._bundle.golden_outputs.items():
+            difference = deviation(outputs[name], expected)
+            if not difference <= self._bundle.tolerance:
+                raise BundleError(
+                    f"bundle: golden case of {name!r} differs by {difference:.2g}, expected at most "
+                    f"{self._bundle.tolerance:g}; this machine or its onnxruntime does not compute what was exported"
+                )
+
+    def _answer(
+        self,
+        patient: Mapping[str, Any],
+        regimens: list[Regimen],
+        outputs: Arrays,
+        notes: PatientNotes,
+        *,
+        explain: bool,
+    ) -> Answer:
+        """Of one patient: outputs are [R, ...]."""
+        predictions = {task.name: summarise(task, outputs[task.name]) for task in self.schema.tasks}
+        if not all(np.isfinite(values).all() for values in predictions.values()):
+            raise PatientError(
+                "patient: expected values that give a finite answer, got some too extreme for this model"
+            )
+        headline = self.schema.tasks[0]
+        sign = 1 if headline.kind == "regression" else -1
+        order = np.argsort(sign * predictions[headline.name], kind="stable")
+        known = self._bundle.applicability
+        return Answer(
+            task=headline.name,
+            ranked=tuple(self._ranked(regimens[i], int(i), outputs, predictions) for i in order),
+            notes=notes,
+            coverage={name: calibration.coverage for name, calibration in self.calibration.items()},
+            applicability=known.judge(outputs[EMBEDDING], notes.record) if known is not None else None,
+            drivers=self._drivers(patient, regimens[order[0]]) if explain else (),
+        )
+
+    def _ranked(self, regimen: Regimen, i: int, outputs: Arrays, predictions: Mapping[str, Any]) -> Ranked:
+        doubts = {}
+        for task in self.schema.tasks:
+            if members_of(task) in outputs:
+                aleatoric, epistemic = uncertainty(task, outputs[members_of(task)][i])
+                doubts[task.name] = {"aleatoric": float(aleatoric), "epistemic": float(epistemic)}
+        return Ranked(
+            regimen=regimen,
+            prediction={name: float(values[i]) for name, values in predictions.items()},
+            unknown_drugs=tuple(d for d in regimen if d not in self.schema.drug_id and not d.startswith(INHIBITOR)),
+            sets={name: each.answer_set(predictions[name][i]) for name, each in self.calibration.items()},
+            uncertainty=doubts,
+            event_free={
+                task.name: tuple(event_free(outputs[task.name][i]).tolist())
+                for task in self.schema.tasks
+                if task.kind == "survival"
+            },
+        )
+
+    def _drivers(self, patient: Mapping[str, Any], regimen: Regimen) -> tuple[Driver, ...]:
+        task = self.schema.tasks[0]
+        parts = list(variants(self.schema, patient))
+        whole = [patient, *(part.patient for part in parts)]
+        values: list[float] = []
+        for start in range(0, len(whole), _VARIANTS_AT_ONCE):
+            each = [self.inputs(one, [regimen])[0] for one in whole[start : start + _VARIANTS_AT_ONCE]]
+            values += summarise(task, self.run(joined(each))[task.name])[:, 0].tolist()
+        found = [
+            Driver(kind=part.kind, name=part.name, modality=part.modality, effect=values[0] - value)
+            for part, value in zip(parts, values[1:], strict=True)
+        ]
+        return tuple(sorted(found, key=lambda driver: -abs(driver.effect))[:_MOST_DRIVERS])
+
     def _checked(self, i: int, given: object) -> Regimen:
         if not isinstance(given, list | tuple) or not all(isinstance(drug, str) and drug for drug in given):
-            raise PatientError(f"treatments[{i}]: expected a list of drug names, got {given!r}")
+            raise PatientError(f"treatments[{i}]: expected a list of drug names, got {given!r:.200}")
         regimen = tuple(sorted(set(given)))
         if not regimen and self.schema.drugs:
             raise PatientError(f"treatments[{i}]: expected at least one drug, got none")
         for drug in regimen:
             if drug.startswith(INHIBITOR) and drug.removeprefix(INHIBITOR) not in self.schema.gene_id:
                 raise PatientError(
-                    f"treatments[{i}]: expected a gene that the model knows, got {drug!r}; it is none of its "
+                    f"treatments[{i}]: expected a gene that the model knows, got {drug!r:.80}; it is none of its "
                     f"{len(self.schema.genes)} genes"
                 )
         return regimen
 
-    def _prove_golden_cases(self) -> None:
-        outputs = self.run(self._bundle.golden_inputs)
-        for name, expected in self._bundle.golden_outputs.items():
-            difference = float(np.abs(outputs[name].astype(np.float64) - expected.astype(np.float64)).max())
-            if not difference <= self._bundle.tolerance:
-                raise BundleError(
-                    f"bundle: golden case of {name!r} differs by {difference:.2g}, expected at most "
-                    f"{self._bundle.tolerance:g}; this machine or its onnxruntime does not compute what was exported"
-                )
+
+def joined(patients: Sequence[Arrays]) -> Arrays:
+    """The arrays of several patients as those of one batch: padded with zeros, which is padding everywhere."""
+    found: Arrays = {}
+    for name in patients[0]:
+        parts = [patient[name] for patient in patients]
+        if name.endswith("_indptr"):
+            lengths = np.concatenate([np.diff(part.astype(np.int64)) for part in parts])
+            found[name] = np.append(0, np.cumsum(lengths)).astype(np.int64)
+            continue
+        widest = np.max([part.shape[1:] for part in parts], axis=0) if parts[0].ndim > 1 else []
+        padding = [
+            [(0, 0), *((0, int(w) - size) for w, size in zip(widest, part.shape[1:], strict=False))] for part in parts
+        ]
+        found[name] = np.concatenate([np.pad(part, pad) for part, pad in zip(parts, padding, strict=True)])
+    return found
+
+
+def _session(model: bytes, threads: int, device: Device) -> onnxruntime.InferenceSession:
+    provider = _PROVIDERS[device]
+    if provider not in onnxruntime.get_available_providers():
+        raise ValueError(
+            f"device: expected an onnxruntime with {provider}, got one with "
+            f"{', '.join(onnxruntime.get_available_providers())}; install ican_ml[serve-gpu] beside no other"
+        )
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    try:
+        session = onnxruntime.InferenceSession(model, options, providers=[provider])
+    except Exception as error:  # onnxruntime has no common class of errors
+        raise BundleError(f"bundle: onnxruntime cannot load the network ({error!s:.200})") from None
+    if session.get_providers()[0] != provider:
+        raise ValueError(f"device: expected {provider}, got {session.get_providers()[0]}; see onnxruntime's own log")
+    return session

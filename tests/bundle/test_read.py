@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from ican_ml.bundle.read import GOLDEN, MANIFEST, MODEL, SCHEMA, BundleError, digest, open_bundle, sealed
+from ican_ml.evaluation.applicability import EMBEDDING
 from ican_ml.inputs.schema import InputSchema
 from ican_ml.serving.predictor import Predictor
 
@@ -31,9 +32,8 @@ def test_a_bundle_holds_what_was_exported(sim_bundle: Path, sim_schema: InputSch
     bundle = open_bundle(sim_bundle)
     assert json.dumps(bundle.schema.to_json()) == json.dumps(sim_schema.to_json())
     assert set(bundle.golden_inputs) == {entry["name"] for entry in bundle.inputs}
-    assert (
-        set(bundle.golden_outputs) == {entry["name"] for entry in bundle.outputs} == {"response", "os", "sensitivity"}
-    )
+    outputs = {"response", "os", "sensitivity", EMBEDDING}
+    assert set(bundle.golden_outputs) == {entry["name"] for entry in bundle.outputs} == outputs
     assert sorted(path.name for path in sim_bundle.iterdir()) == sorted(FILES)
 
 

@@ -1,0 +1,102 @@
+"""``ican serve``: the clinical service of a bundle."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ican_ml.commands import Commands
+
+_GRACE = 30
+
+
+def add(commands: Commands) -> None:
+    """Declare the command."""
+    parser = commands.add_parser(
+        "serve",
+        help="serve a bundle over HTTP: page, JSON, inference protocol, CDS Hooks",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="examples:\n"
+        "  ican serve runs/demo/bundle\n"
+        "  ican serve --new-token clinic-a --tokens tokens.txt\n"
+        "  ican serve runs/demo/bundle --host 0.0.0.0 --tokens tokens.txt --audit-log audit.jsonl "
+        "--tls-certificate service.crt --tls-key service.key",
+    )
+    parser.add_argument("bundle", type=Path, nargs="?", metavar="BUNDLE", help="folder of the bundle")
+    parser.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="where to listen (%(default)s)")
+    parser.add_argument("--port", type=int, default=8080, metavar="N", help="(%(default)s)")
+    parser.add_argument("--name", default="ican", help="of the model in the inference protocol (%(default)s)")
+    parser.add_argument("--tokens", type=Path, metavar="FILE", help="who may ask: names and digests of bearer tokens")
+    parser.add_argument("--new-token", metavar="NAME", help="add a caller to --tokens, print the token once, and end")
+    parser.add_argument("--audit-log", type=Path, metavar="FILE", help="JSON lines of who asked; no health data")
+    parser.add_argument("--tls-certificate", type=Path, metavar="FILE", help="PEM")
+    parser.add_argument("--tls-key", type=Path, metavar="FILE", help="PEM")
+    parser.add_argument("--timezone", default="Europe/Helsinki", metavar="ZONE", help="of FHIR times (%(default)s)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where the network runs (%(default)s)")
+    parser.add_argument("--threads", type=int, default=1, metavar="N", help="of one prediction (%(default)s)")
+    parser.add_argument("--parallel", type=int, default=2, metavar="N", help="predictions at once (%(default)s)")
+    parser.add_argument("--waiting", type=int, default=64, metavar="N", help="requests that may wait (%(default)s)")
+    parser.add_argument("--seconds", type=float, default=30.0, metavar="S", help="longest answer (%(default)s)")
+    parser.add_argument("--most-bytes", type=int, default=8 << 20, metavar="N", help="of a request (%(default)s)")
+    parser.add_argument("--most-events", type=int, default=50_000, metavar="N", help="of a record (%(default)s)")
+    parser.add_argument("--most-treatments", type=int, default=256, metavar="N", help="of a request (%(default)s)")
+    parser.add_argument(
+        "--reload-every", type=float, default=5.0, metavar="S", help="look for a new bundle (%(default)s)"
+    )
+    parser.set_defaults(run=_run, extra="serve")
+
+
+def _run(parsed: argparse.Namespace) -> None:
+    if parsed.new_token is not None:
+        from ican_ml.serving.tokens import new_token
+
+        if parsed.tokens is None:
+            raise ValueError("--new-token: expected --tokens, the file to add it to, got none")
+        print(new_token(parsed.tokens, parsed.new_token))
+        return
+    if parsed.bundle is None:
+        raise ValueError("BUNDLE: expected the folder of a bundle, like runs/demo/bundle, got none")
+    if (parsed.tls_certificate is None) != (parsed.tls_key is None):
+        raise ValueError("--tls-certificate, --tls-key: expected both or neither, got one")
+    for path in (parsed.tls_certificate, parsed.tls_key, parsed.tokens):
+        if path is not None and not path.is_file():
+            raise ValueError(f"{path.name}: expected a file, found none")
+    import uvicorn
+
+    from ican_ml.serving.service import ServiceConfig, create_app
+
+    config = ServiceConfig(
+        bundle=parsed.bundle,
+        host=parsed.host,
+        name=parsed.name,
+        tokens=parsed.tokens,
+        audit_log=parsed.audit_log,
+        timezone=parsed.timezone,
+        device=parsed.device,
+        threads=parsed.threads,
+        parallel=parsed.parallel,
+        waiting=parsed.waiting,
+        seconds=parsed.seconds,
+        most_bytes=parsed.most_bytes,
+        most_events=parsed.most_events,
+        most_treatments=parsed.most_treatments,
+        reload_every=parsed.reload_every,
+    )
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s  %(message)s", datefmt="%H:%M:%S")
+    app = create_app(config)
+    scheme = "https" if parsed.tls_certificate else "http"
+    print(f"bundle {parsed.bundle.name} proved; page and API at {scheme}://{parsed.host}:{parsed.port}/", flush=True)
+    uvicorn.run(
+        app,
+        host=parsed.host,
+        port=parsed.port,
+        ssl_certfile=parsed.tls_certificate,
+        ssl_keyfile=parsed.tls_key,
+        access_log=False,
+        server_header=False,
+        log_level="warning",
+        timeout_graceful_shutdown=_GRACE,
+    )
