@@ -12,7 +12,7 @@ from ican_ml.bundle.read import GOLDEN, BundleError
 
 # An absolute path into the places where people and systems keep files, or one of Windows.
 _PATH = re.compile(
-    rb"(?<![\w.:/])/(?:home|root|usr|opt|tmp|mnt|srv|var|data|scratch|Users|work)/[\w.-]+|[A-Z]:\\\\?\w+\\"
+    rb"(?<![\w./])(?<!\w:)(?:file:/)?/+(?:home|root|usr|opt|tmp|mnt|srv|var|data|scratch|Users|work)/[\w.-]+|[A-Z]:\\\\?\w+\\"
 )
 _ID = re.compile(rb"\d+")
 

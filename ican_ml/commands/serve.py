@@ -35,6 +35,7 @@ def add(commands: Commands) -> None:
     parser.add_argument("--tls-certificate", type=Path, metavar="FILE", help="PEM")
     parser.add_argument("--tls-key", type=Path, metavar="FILE", help="PEM")
     parser.add_argument("--timezone", default="Europe/Helsinki", metavar="ZONE", help="of FHIR times (%(default)s)")
+    parser.add_argument("--assay", metavar="NAME", help="of variants in FHIR, where the model knows several")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where the network runs (%(default)s)")
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="of one prediction (%(default)s)")
     parser.add_argument("--parallel", type=int, default=2, metavar="N", help="predictions at once (%(default)s)")
@@ -75,6 +76,7 @@ def _run(parsed: argparse.Namespace) -> None:
         tokens=parsed.tokens,
         audit_log=parsed.audit_log,
         timezone=parsed.timezone,
+        assay=parsed.assay,
         device=parsed.device,
         threads=parsed.threads,
         parallel=parsed.parallel,

@@ -199,7 +199,8 @@ def encode_summary(
 
 def standardise_summary(raw: Float32, mean: Float32, inverse_sd: Float32) -> Float32:
     """Centre, scale and clip to +-10; a missing value becomes the training mean, 0."""
-    scaled = np.clip((raw - mean) * inverse_sd, -_SUMMARY_LIMIT, _SUMMARY_LIMIT)
+    with np.errstate(over="ignore"):  # what overflows is clipped
+        scaled = np.clip((raw - mean) * inverse_sd, -_SUMMARY_LIMIT, _SUMMARY_LIMIT)
     return np.where(np.isnan(scaled), np.float32(0), scaled)
 
 

@@ -63,8 +63,8 @@ class ServiceConfig:
         File of who may ask (:mod:`ican_ml.serving.tokens`); None: anyone, which only a loopback ``host`` allows.
     audit_log
         File of who asked; None: none is kept.
-    timezone
-        Whose wall time FHIR instants become.
+    timezone, assay
+        Of FHIR Bundles: whose wall time instants become, and the assay of variants where the model knows several.
     device, threads
         Where the network runs, and on how many threads one prediction does.
     parallel, waiting
@@ -81,6 +81,7 @@ class ServiceConfig:
     tokens: Path | None = None
     audit_log: Path | None = None
     timezone: str = "Europe/Helsinki"
+    assay: str | None = None
     device: Device = "cpu"
     threads: int = 1
     parallel: int = 2
@@ -116,7 +117,7 @@ class PredictRequest(BaseModel):
     patient: dict[str, Any] | None = Field(None, description="a plain patient: see ican_ml.inputs.patient")
     fhir: dict[str, Any] | None = Field(None, description="instead of it: a FHIR R4 Bundle of one patient")
     prediction_time: str | None = Field(None, description="with fhir: local wall time, like 2024-05-02T08:15:00")
-    assay: str | None = Field(None, description="with fhir: the assay of its variants, where the model knows several")
+    assay: str | None = Field(None, description="with fhir: the assay of its variants; default: the service's own")
     treatments: list[list[str]] | None = Field(
         None, description="regimens, each a list of drugs; null: every drug known"
     )
@@ -264,7 +265,8 @@ class _Service:
             raise _invalid(f"fhir.{_field_of(error)}", str(error)) from None
         known = {modality.name for modality in predictor.schema.modalities}
         omics = {name: values for name, values in patient.get("omics", {}).items() if name in known}
-        return {**patient, "omics": omics, "assays": dict.fromkeys(omics, assay) if assay else {}}
+        named = assay or self.config.assay
+        return {**patient, "omics": omics, "assays": dict.fromkeys(omics, named) if named else {}}
 
     def check_events(self, patient: Mapping[str, Any]) -> None:
         """Refuse a record that is too long."""
