@@ -180,7 +180,10 @@ def _notes(found: Mapping[str, Any]) -> list[str]:
         asked = f"{sets['asked_coverage']:.0%}"
         notes.append(f"sets asked to hold the truth in {asked} do in {coverage:.1%}, {size:.2f} answers each")
     for part, each in found.get("left out", {}).items():
-        notes.append(f"without {part} {each['mean']:.4f}, loss {_interval(each['loss'])}")
+        if part == "nothing":
+            notes.append(f"a smaller network with all information {each['mean']:.4f}")
+        else:
+            notes.append(f"without {part} {each['mean']:.4f}, loss {_interval(each['loss'])}")
     return notes
 
 
