@@ -3,10 +3,10 @@
     python benchmarks/applicability.py            five trainings, 3 to 6 minutes each; goes on where it stopped
     python benchmarks/applicability.py --check    exit code 1, and each figure that falls short by name
 
-On the simulated cohort a model is trained on four cancers, of which some subjects are held out. Its bundle is then asked
-about these, and about everybody with the fifth cancer, whose indication and diagnosis codes are masked in the requests of
-both: *unseen* must be told by the tumour. Told are the AUROC of the score, and how often the bundle abstains from
-those it should know (false alarms) and from those it should not (caught).
+On the simulated cohort a model is trained on four cancers, of which some subjects are held out. Its bundle is then
+asked about these, and about everybody with the fifth cancer; the requests of both have indication and diagnosis codes
+masked, so that *unseen* must be told by the tumour. Told are the AUROC of the score, and how often the bundle abstains
+from those it should know (false alarms) and from those it should not (caught).
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ from ican_ml.config import Kind, Method, OutcomeConfig, SplitConfig
 from ican_ml.evaluation.conformal import Calibration
 from ican_ml.inputs.assemble import CohortStates, as_dictionary
 from ican_ml.records.store import RecordStore
+from ican_ml.serving.audit_log import AuditLog
 from tests.cohort.invented_fhir import bundle, of_patient, resources
 
 
@@ -195,6 +196,74 @@ def test_verify_says_so(sim_bundle: Path, capsys: pytest.CaptureFixture[str]) ->
     told = capsys.readouterr().out
     assert told.startswith("every file is as exported, nothing in it names a machine or a subject, and the golden")
     assert digest((sim_bundle / MANIFEST).read_bytes()) in told
+
+
+def test_verify_names_another_bundle_and_a_subject(
+    sim_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    known = digest((sim_bundle / MANIFEST).read_bytes())
+    main(["verify", str(sim_bundle), "--sha256", known.upper()])
+    with pytest.raises(SystemExit, match="it is another one"):
+        main(["verify", str(sim_bundle), "--sha256", "0" * 64])
+    subjects = tmp_path / "subjects"
+    subjects.write_text("90210000000007\n")
+    main(["verify", str(sim_bundle), "--subjects", str(subjects)])
+    copy = Path(shutil.copytree(sim_bundle, tmp_path / "bundle"))
+    manifest = json.loads((copy / MANIFEST).read_text())
+    del manifest["sealed"]
+    (copy / MANIFEST).write_bytes(sealed({**manifest, "of": "90210000000007"}))
+    with pytest.raises(SystemExit, match=f"{MANIFEST} holds a subject id"):
+        main(["verify", str(copy), "--subjects", str(subjects)])
+
+
+def test_explain_tells_what_drove_the_answer(
+    sim_bundle: Path, patient: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["predict", str(sim_bundle), str(patient), "--treatment", "EGF-101", "--explain"])
+    assert "what drove the first answer" in capsys.readouterr().out
+    main(["predict", str(sim_bundle), str(patient), "--treatment", "EGF-101", "--explain", "--json"])
+    assert json.loads(capsys.readouterr().out)["drivers"]
+
+
+def test_serve_makes_tokens_and_refuses_nonsense(
+    sim_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokens = tmp_path / "tokens"
+    main(["serve", "--new-token", "clinic", "--tokens", str(tokens)])
+    token = capsys.readouterr().out.strip()
+    assert len(token) > 40
+    assert tokens.read_text().startswith("clinic ")
+    for arguments, told in (
+        (["--new-token", "clinic"], "expected --tokens"),
+        ([], "expected the folder of a bundle"),
+        ([str(sim_bundle), "--host", "0.0.0.0"], "tokens: expected a file"),
+        ([str(sim_bundle), "--tls-key", str(tokens)], "expected both or neither"),
+        ([str(sim_bundle), "--tokens", str(tmp_path / "none")], "none: expected a file, found none"),
+        ([str(sim_bundle), "--parallel", "0"], "parallel: expected more than 0"),
+        ([str(sim_bundle), "--device", "cuda"], "CUDAExecutionProvider"),
+        ([str(tmp_path)], "expected a folder with manifest.json"),
+    ):
+        with pytest.raises(SystemExit, match=told):
+            main(["serve", *arguments])
+
+
+def test_an_audit_log_is_verified(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log = AuditLog(tmp_path / "audit.jsonl")
+    log.write("request", caller="clinic")
+    last = log.last
+    log.close()
+    main(["audit-log", "verify", str(tmp_path / "audit.jsonl"), "--last", last])
+    assert capsys.readouterr().out == f"1 lines, each as it was written; the last is {last}\n"
+    with pytest.raises(SystemExit, match="expected the last line"):
+        main(["audit-log", "verify", str(tmp_path / "audit.jsonl"), "--last", "0"])
+    (tmp_path / "audit.jsonl").write_text("{}\n")
+    with pytest.raises(SystemExit, match=r"audit\.jsonl, line 1"):
+        main(["audit-log", "verify", str(tmp_path / "audit.jsonl")])
+
+
+def test_export_wants_a_finished_run(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="expected a finished fit"):
+        main(["export", str(tmp_path)])
 
 
 def test_a_changed_bundle_is_refused(sim_bundle: Path, patient: Path, tmp_path: Path) -> None:

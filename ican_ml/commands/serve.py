@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import logging
+import signal
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -91,6 +93,7 @@ def _run(parsed: argparse.Namespace) -> None:
     app = create_app(config)
     scheme = "https" if parsed.tls_certificate else "http"
     print(f"bundle {parsed.bundle.name} proved; page and API at {scheme}://{parsed.host}:{parsed.port}/", flush=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # uvicorn raises it again when it has ended in good order
     uvicorn.run(
         app,
         host=parsed.host,

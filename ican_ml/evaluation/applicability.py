@@ -12,7 +12,7 @@ Aggregates alone are kept: means of at least `MIN_SUBJECTS` subjects, a covarian
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,8 +40,6 @@ class Judgement:
         its unit the standard deviation among tuning subjects.
     parts
         The score by block.
-    missing
-        Modalities that were not measured; ``record`` where no event was known.
     unknown_codes
         Share of the record's events that the vocabulary does not know at all.
     abstain
@@ -53,7 +51,6 @@ class Judgement:
     score: float
     threshold: float
     parts: dict[str, float]
-    missing: tuple[str, ...]
     unknown_codes: float
     abstain: bool
     reasons: tuple[str, ...]
@@ -114,15 +111,11 @@ class Applicability:
                 found[:, i] = np.where(measured[:, i], score, np.nan)
         return found
 
-    def judge(self, embedding: npt.NDArray[np.generic], record: Mapping[str, float]) -> Judgement:
-        """Of one patient: its embedding [E], and what :meth:`Vocabulary.coverage` says of its record."""
-        values = embedding.astype(np.float64)[None]
-        parts = self.parts(values)[0]
-        _, measured = _split(values, len(self.modalities))
-        missing = [name for name, known in zip(self.modalities, measured[0], strict=False) if not known]
-        n_known = record.get("events", 0) * (1 - record.get("unknown", 0.0))
-        if self.has_record and not n_known:
-            missing.append("record")
+    def judge(
+        self, embedding: npt.NDArray[np.generic], record: Mapping[str, float], missing: Sequence[str]
+    ) -> Judgement:
+        """Of one patient: its embedding [E], and the notes that reading it left (``PatientNotes``)."""
+        parts = self.parts(embedding.astype(np.float64)[None])[0]
         named = {name: float(s) for name, s in zip([*self.modalities, _SUMMARY], parts, strict=True) if s == s}
         score = max(named.values(), default=0.0)
         unknown = float(record.get("unknown", 0.0))
@@ -145,7 +138,6 @@ class Applicability:
             score=score,
             threshold=self.threshold,
             parts=named,
-            missing=tuple(missing),
             unknown_codes=unknown,
             abstain=bool(reasons),
             reasons=tuple(reasons),

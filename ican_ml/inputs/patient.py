@@ -53,6 +53,8 @@ class PatientNotes:
         Covariates whose category training did not see.
     events_after_prediction
         How many events were later than ``prediction_time``.
+    missing
+        Modalities that were not measured, and ``record`` where the model reads one and knows no event of it.
     record
         See :meth:`ican_ml.records.vocabulary.Vocabulary.coverage`; empty where the model uses no records.
     """
@@ -60,6 +62,7 @@ class PatientNotes:
     unknown_features: dict[str, int]
     unknown_covariates: tuple[str, ...]
     events_after_prediction: int
+    missing: tuple[str, ...]
     record: dict[str, float]
 
 
@@ -96,11 +99,16 @@ def read_patient(
     moment = _time("prediction_time", patient.get("prediction_time"))
     events, later = _read_events(schema, patient, moment)
     covariates, unknown_covariates = _read_covariates(schema, patient)
+    record = schema.vocabulary.coverage(events) if schema.vocabulary else {}
+    missing = [modality.name for modality in schema.modalities if modality.name not in rows]
+    if schema.vocabulary and not record["events"] * (1 - record["unknown"]):
+        missing.append("record")
     return PatientStates(omics=rows, events=events, covariates=covariates, regimens=[list(regimens)]), PatientNotes(
         unknown_features=unknown_features,
         unknown_covariates=unknown_covariates,
         events_after_prediction=later,
-        record=schema.vocabulary.coverage(events) if schema.vocabulary else {},
+        missing=tuple(missing),
+        record=record,
     )
 
 

@@ -30,6 +30,7 @@ def answer_document(predictor: Predictor, answer: Answer) -> dict[str, Any]:
         "coverage": answer.coverage,
         "applicability": asdict(answer.applicability) if answer.applicability else None,
         "drivers": [asdict(driver) for driver in answer.drivers],
+        "missing": list(answer.notes.missing),
         "unknown_features": answer.notes.unknown_features,
         "unknown_covariates": list(answer.notes.unknown_covariates),
         "events_after_prediction": answer.notes.events_after_prediction,

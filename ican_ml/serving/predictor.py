@@ -231,7 +231,7 @@ class Predictor:
             ranked=tuple(self._ranked(regimens[i], int(i), outputs, predictions) for i in order),
             notes=notes,
             coverage={name: calibration.coverage for name, calibration in self.calibration.items()},
-            applicability=known.judge(outputs[EMBEDDING], notes.record) if known is not None else None,
+            applicability=known.judge(outputs[EMBEDDING], notes.record, notes.missing) if known is not None else None,
             drivers=self._drivers(patient, regimens[order[0]]) if explain else (),
         )
 

@@ -43,7 +43,7 @@ _RECORD = {"events": 10, "unknown": 0.0}
 
 
 def _abstains(fitted: Applicability, patients: Array) -> Array:
-    return np.array([fitted.judge(row, _RECORD).abstain for row in patients], np.float64)
+    return np.array([fitted.judge(row, _RECORD, ()).abstain for row in patients], np.float64)
 
 
 def test_few_false_alarms_and_few_misses(fitted: Applicability) -> None:
@@ -54,9 +54,8 @@ def test_few_false_alarms_and_few_misses(fitted: Applicability) -> None:
 
 def test_between_the_groups_is_unlike_any(fitted: Applicability) -> None:
     middle = np.concatenate([np.zeros(3 * _K), [1.0, 0.0]])
-    judged = fitted.judge(middle, _RECORD)
+    judged = fitted.judge(middle, _RECORD, ("b",))
     assert judged.abstain
-    assert judged.missing == ("b",)
     assert set(judged.parts) == {"a", "summary"}
     assert "unlike the patients" in judged.reasons[0]
     assert "a scores" in judged.reasons[0]
@@ -64,14 +63,13 @@ def test_between_the_groups_is_unlike_any(fitted: Applicability) -> None:
 
 def test_nothing_to_go_by_is_a_reason(fitted: Applicability) -> None:
     nothing = np.zeros(3 * _K + 2)
-    judged = fitted.judge(nothing, {"events": 0, "unknown": 0.0})
-    assert judged.missing == ("a", "b", "record")
+    judged = fitted.judge(nothing, {"events": 0, "unknown": 0.0}, ("a", "b", "record"))
     assert any("nothing to go by" in reason for reason in judged.reasons)
 
 
 def test_a_record_in_another_tongue_is_a_reason(fitted: Applicability) -> None:
     usual = _patients(np.random.default_rng(3), 1)[0][0]
-    judged = fitted.judge(usual, {"events": 10, "unknown": 0.9})
+    judged = fitted.judge(usual, {"events": 10, "unknown": 0.9}, ())
     assert judged.unknown_codes == 0.9
     assert any("unknown codes" in reason for reason in judged.reasons)
 

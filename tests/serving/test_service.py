@@ -14,6 +14,7 @@ from starlette.testclient import TestClient
 
 from ican_ml.bundle.export import export_bundle
 from ican_ml.cohort.cohort import Cohort
+from ican_ml.evaluation.applicability import Applicability, Block
 from ican_ml.inputs.assemble import CohortStates, as_dictionary
 from ican_ml.inputs.schema import InputSchema
 from ican_ml.model.patient_transformer import PatientTransformer
@@ -269,6 +270,32 @@ def test_a_hook_gets_a_card(client: TestClient) -> None:
     assert client.post(path, json={**asked, "prefetch": {}}).status_code == 412
     assert client.post(path, json={**asked, "hook": "order-sign"}).status_code == 400
     assert client.post("/cds-services/other", json=asked).status_code == 404
+
+
+def test_where_the_model_abstains_it_says_why(
+    config: ServiceConfig, sim_network: PatientTransformer, sim_schema: InputSchema, tmp_path: Path, patient: Json
+) -> None:
+    k = 16
+    block = Block(means=np.zeros((1, k)), precision=np.eye(k), centre=0.0, spread=1.0)
+    strict = Applicability(
+        modalities=tuple(m.name for m in sim_schema.modalities),
+        blocks={"summary": block},
+        has_record=True,
+        threshold=-100.0,
+        most_unknown=0.25,
+        n_subjects=100,
+    )
+    export_bundle(sim_network, sim_schema, tmp_path / "bundle", applicability=strict)
+    with TestClient(create_app(replace(config, bundle=tmp_path / "bundle"))) as client:
+        judged = client.post("/v1/predict", json={"patient": patient}).json()["applicability"]
+        assert judged["abstain"]
+        assert "unlike the patients" in judged["reasons"][0]
+        person = {"resourceType": "Patient", "id": "1"}
+        asked = {"hook": "patient-view", "hookInstance": "1", "context": {}, "prefetch": {"patient": person}}
+        (card,) = client.post("/cds-services/ican-treatments", json=asked).json()["cards"]
+        assert card["indicator"] == "warning"
+        assert not any(drug in json.dumps(card) for drug in sim_schema.drugs)
+        assert 'ican_answers_total{abstained="True"} 2.0' in client.get("/metrics").text
 
 
 def test_who_has_no_token_is_told_so(sim_bundle: Path, tmp_path: Path, patient: Json) -> None:

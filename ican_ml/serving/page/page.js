@@ -107,7 +107,9 @@ function showCurves(answer) {
   shown.forEach((one, i) => {
     const points = [[0, 1], ...one.event_free[task].probability.map((share, j) => [days[j], share])];
     picture.append(drawn("polyline", { points: points.map(([day, share]) => `${x(day)},${y(share)}`).join(" "), fill: "none", stroke: COLOURS[i], "stroke-width": 2 }));
-    picture.append(drawn("text", { x: x(days.at(-1)) + 8, y: 20 + 16 * i, style: `fill:${COLOURS[i]}` }, one.treatment.join(" + ").slice(0, 22) || "(none)"));
+    const name = drawn("text", { x: x(days.at(-1)) + 8, y: 20 + 16 * i }, one.treatment.join(" + ").slice(0, 22) || "(none)");
+    name.style.fill = COLOURS[i];
+    picture.append(name);
   });
   byId("curves").querySelector("div").replaceChildren(picture);
 }
@@ -139,7 +141,7 @@ function showTimeline(patient) {
 }
 
 function showMissing(answer) {
-  const told = (answer.applicability?.missing ?? []).map((name) => `${name}: not measured`);
+  const told = answer.missing.map((name) => (name === "record" ? "record: no event that it knows" : `${name}: not measured`));
   Object.entries(answer.unknown_features).filter(([, count]) => count).forEach(([name, count]) => told.push(`${name}: ${count} features that the model does not know`));
   if (answer.unknown_covariates.length) told.push(`not seen in training: ${answer.unknown_covariates.join(", ")}`);
   if (answer.events_after_prediction) told.push(`${answer.events_after_prediction} events after the prediction time, not used`);
