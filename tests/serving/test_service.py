@@ -12,12 +12,11 @@ import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
-from ican_ml.bundle.export import export_bundle
+from ican_ml.bundle.read import MANIFEST, digest, sealed
 from ican_ml.cohort.cohort import Cohort
 from ican_ml.evaluation.applicability import Applicability, Block
 from ican_ml.inputs.assemble import CohortStates, as_dictionary
 from ican_ml.inputs.schema import InputSchema
-from ican_ml.model.patient_transformer import PatientTransformer
 from ican_ml.records.store import RecordStore
 from ican_ml.serving.audit_log import verify_audit_log
 from ican_ml.serving.predictor import Predictor
@@ -53,6 +52,18 @@ def patient(sim_cohort: Cohort, sim_records: RecordStore, sim_states: CohortStat
 
 def _fhir() -> Json:
     return bundle(of_patient(resources(), "p-1"))
+
+
+def _sealed_again(source: Path, folder: Path, **changed: Json) -> Path:
+    """A bundle with other JSON files, sealed as an export would."""
+    shutil.copytree(source, folder)
+    manifest = json.loads((folder / MANIFEST).read_text())
+    for name, document in changed.items():
+        content = json.dumps(document).encode()
+        (folder / f"{name}.json").write_bytes(content)
+        manifest["sha256"][f"{name}.json"] = digest(content)
+    (folder / MANIFEST).write_bytes(sealed({name: value for name, value in manifest.items() if name != "sealed"}))
+    return folder
 
 
 def _error(response: Any) -> Json:
@@ -273,7 +284,7 @@ def test_a_hook_gets_a_card(client: TestClient) -> None:
 
 
 def test_where_the_model_abstains_it_says_why(
-    config: ServiceConfig, sim_network: PatientTransformer, sim_schema: InputSchema, tmp_path: Path, patient: Json
+    config: ServiceConfig, sim_bundle: Path, sim_schema: InputSchema, tmp_path: Path, patient: Json
 ) -> None:
     k = 16
     block = Block(means=np.zeros((1, k)), precision=np.eye(k), centre=0.0, spread=1.0)
@@ -285,7 +296,7 @@ def test_where_the_model_abstains_it_says_why(
         most_unknown=0.25,
         n_subjects=100,
     )
-    export_bundle(sim_network, sim_schema, tmp_path / "bundle", applicability=strict)
+    _sealed_again(sim_bundle, tmp_path / "bundle", applicability=strict.to_json())
     with TestClient(create_app(replace(config, bundle=tmp_path / "bundle"))) as client:
         judged = client.post("/v1/predict", json={"patient": patient}).json()["applicability"]
         assert judged["abstain"]
@@ -397,17 +408,12 @@ def test_a_fault_of_ours_says_nothing_of_the_patient(
 
 
 def test_a_new_bundle_is_taken_and_a_broken_one_is_not(
-    config: ServiceConfig,
-    sim_bundle: Path,
-    sim_network: PatientTransformer,
-    sim_schema: InputSchema,
-    tmp_path: Path,
-    patient: Json,
+    config: ServiceConfig, sim_bundle: Path, tmp_path: Path, patient: Json
 ) -> None:
-    folder, other = tmp_path / "bundle", tmp_path / "other"
-    shutil.copytree(sim_bundle, folder)
-    renamed = replace(sim_schema, drugs=tuple(f"new {drug}" for drug in sim_schema.drugs))
-    export_bundle(sim_network, renamed, other)
+    folder = Path(shutil.copytree(sim_bundle, tmp_path / "bundle"))
+    schema = json.loads((sim_bundle / "schema.json").read_text())
+    schema["patient"]["drugs"] = [f"new {drug}" for drug in schema["patient"]["drugs"]]
+    other = _sealed_again(sim_bundle, tmp_path / "other", schema=schema)
     with TestClient(create_app(replace(config, bundle=folder, reload_every=0.01))) as client:
         first = client.get("/v1/model").json()["bundle"]
         (folder / "model.onnx").write_bytes(b"broken")
