@@ -17,6 +17,8 @@ import torch
 
 from ican_ml import pipeline
 from ican_ml.bundle.export import export_bundle
+from ican_ml.bundle.private import check_private
+from ican_ml.bundle.read import CARD_TEXT, open_bundle
 from ican_ml.cli import main
 from ican_ml.config import (
     CohortConfig,
@@ -99,6 +101,7 @@ def whole(cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             runs,
             logger=LoggerConfig(wandb=True),
             evaluation=EvaluationConfig(replicates=20, permutations=2),
+            split=SplitConfig(tuning_fraction=0.2),
         )
     )
 
@@ -114,6 +117,24 @@ def test_resistance_that_was_found_is_reported(
     for name in ("log.txt", "report.html"):
         assert "NRAS (mutation)" in (folder / name).read_text()
     assert metrics_of(pipeline.run(configured(cohort, tmp_path, name="without")))["resistance"] == []
+
+
+def test_the_bundle_says_what_it_is_for_and_whom_it_knows(whole: Path, cohort: Path) -> None:
+    bundle = open_bundle(whole / "bundle")
+    assert bundle.applicability is not None
+    assert bundle.applicability.modalities == ("mutation",)
+    told, measured = bundle.card["performance"]["response"], metrics_of(whole)["tasks"]["response"]
+    assert told["overall"] == measured["model"]["pooled"]["overall"]
+    assert set(told["baselines"]) == {"ridge", "boosting", "oracle"}
+    text = (whole / "bundle" / CARD_TEXT).read_text()
+    assert "## Limits" in text
+    check_private(whole / "bundle", pl.read_parquet(cohort / "episodes.parquet")["subject_id"].cast(str).to_list())
+
+
+def test_a_run_is_exported_again_to_the_bit(whole: Path, tmp_path: Path) -> None:
+    main(["export", str(whole), "--out", str(tmp_path / "again")])
+    for path in (whole / "bundle").iterdir():
+        assert (tmp_path / "again" / path.name).read_bytes() == path.read_bytes(), path.name
 
 
 def test_a_run_leaves_its_results(whole: Path) -> None:
