@@ -98,8 +98,8 @@ def spearman(folder: Path, cohort_path: Path, episodes: int = 500) -> float:
     from ican_ml.inputs.answer import summarise
     from ican_ml.inputs.assemble import assemble
     from ican_ml.inputs.encode import encode
-    from ican_ml.pipeline import load_fitted
     from ican_ml.records.meds import read_records
+    from ican_ml.release import load_fitted
     from ican_ml.training.loop import predict
 
     network, schema = load_fitted(folder / "private" / "split" / "fit")

@@ -251,7 +251,7 @@ def predictor_alone(patients: list[bytes]) -> dict[str, Any]:
     """The predictor without HTTP: 50 treatments against one, and its network against torch (one thread each)."""
     import torch
 
-    from ican_ml.pipeline import load_fitted
+    from ican_ml.release import load_fitted
     from ican_ml.serving.predictor import Predictor
 
     torch.set_num_threads(1)

@@ -106,7 +106,7 @@ def _evaluate(cohort: Path) -> dict[str, Any]:
 
 def _difference(path: Path, response: dict[str, Any]) -> float:
     """Largest difference of any overall metric or bound from what training's own code finds on the cohort."""
-    from ican_ml.pipeline import load_fitted
+    from ican_ml.release import load_fitted
 
     network, schema = load_fitted(FOLDER / "private" / "split" / "fit")
     cohort = read_cohort(path)

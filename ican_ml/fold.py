@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 import torch
 
@@ -196,6 +197,14 @@ def encode_fold(config: RunConfig, prepared: Prepared, schema: InputSchema) -> F
         loader = RecordLoader(states.histories, coded, schema.max_events, schema.max_per_code)
     encoded = encode(schema, states.patients, backend=config.encoding.choice, loader=loader)
     return Fold(schema=schema, states=states, encoded=encoded)
+
+
+def indication_of(episodes: pl.DataFrame, states: CohortStates) -> npt.NDArray[np.str_]:
+    """Of every patient state: that of one of its episodes, "" where none is known."""
+    found = np.full(len(states.subject_id), "", dtype=object)
+    if "indication" in episodes.columns:
+        found[states.patient] = episodes["indication"].cast(pl.String).fill_null("").to_numpy()
+    return found.astype(str)
 
 
 def network_scores(network: PatientTransformer, fold: Fold, rows: Int64) -> dict[str, Float64]:

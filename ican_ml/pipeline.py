@@ -24,29 +24,27 @@ import torch
 import ican_ml
 from ican_ml.audit.audit import Audit, audit_cohort
 from ican_ml.audit.permutation import LINEAR
-from ican_ml.bundle.card import ModelCard, suppressed
-from ican_ml.bundle.export import export_bundle, parity
-from ican_ml.bundle.read import CARD, open_bundle
+from ican_ml.bundle.export import parity
+from ican_ml.bundle.read import open_bundle
 from ican_ml.cohort.cohort import Cohort
 from ican_ml.cohort.simulate_truth import read_truth
 from ican_ml.cohort.split import Split
 from ican_ml.config import RunConfig
-from ican_ml.evaluation.applicability import Applicability
 from ican_ml.evaluation.conformal import calibrations
 from ican_ml.fold import (
     Prepared,
     baseline_scores,
     encode_fold,
     fit_fold,
+    indication_of,
     network_scores,
     with_further,
 )
 from ican_ml.inputs.answer import Float64
-from ican_ml.inputs.assemble import CohortStates, as_dictionary, assemble
+from ican_ml.inputs.assemble import as_dictionary, assemble
 from ican_ml.inputs.encode import collate, encode
-from ican_ml.inputs.schema import InputSchema
-from ican_ml.model.patient_transformer import ModelConfig, PatientTransformer
 from ican_ml.prepare import prepare
+from ican_ml.release import EARLIER, MODEL_FILE, NETWORK_FILE, SCHEMA_FILE, card_of, export_fitted, load_fitted
 from ican_ml.results import (
     MODEL,
     ORACLE,
@@ -65,7 +63,7 @@ from ican_ml.training.loop import fit
 from ican_ml.training.resistance import Resistance
 
 _log = logging.getLogger(__name__)
-_NETWORK, _SCHEMA, _MODEL, _SUBJECTS, _EARLIER = "network.pt", "schema.json", "model.json", "subjects.npz", "earlier"
+_SUBJECTS = "subjects.npz"
 Int64 = npt.NDArray[np.int64]
 
 
@@ -91,16 +89,6 @@ def run(config: RunConfig) -> Path:
     audit = _audit(config, prepared, scores, folder)
     _conclude(config, prepared, scores, results, audit, folder, difference)
     return folder.root
-
-
-def load_fitted(folder: Path) -> tuple[PatientTransformer, InputSchema]:
-    """The network and schema that a fit stage left."""
-    schema = InputSchema.from_json(json.loads((folder / _SCHEMA).read_text()))
-    model = ModelConfig(**json.loads((folder / _MODEL).read_text()))
-    earlier = load_fitted(folder / _EARLIER)[0] if (folder / _EARLIER).exists() else None
-    network = PatientTransformer(model, schema, earlier)
-    network.load_state_dict(torch.load(folder / _NETWORK, weights_only=True))
-    return network.eval(), schema
 
 
 def _pretrained(config: RunConfig, name: str) -> Path | None:
@@ -159,20 +147,17 @@ def _fit_fold(config: RunConfig, prepared: Prepared, folder: RunFolder, name: st
         fold = fit_fold(config, prepared, split)
     else:
         _check_apart(source, prepared.episodes, split)
-        shutil.copytree(source, stage.folder / _EARLIER, ignore=shutil.ignore_patterns("*.ckpt"), dirs_exist_ok=True)
-        earlier, known = load_fitted(stage.folder / _EARLIER)
+        shutil.copytree(source, stage.folder / EARLIER, ignore=shutil.ignore_patterns("*.ckpt"), dirs_exist_ok=True)
+        earlier, known = load_fitted(stage.folder / EARLIER)
         fold = fit_fold(config, prepared, split, known)
     schema = fold.schema
-    (stage.folder / _MODEL).write_text(json.dumps(asdict(config.model)))
-    (stage.folder / _SCHEMA).write_text(json.dumps(schema.to_json()))
+    (stage.folder / MODEL_FILE).write_text(json.dumps(asdict(config.model)))
+    (stage.folder / SCHEMA_FILE).write_text(json.dumps(schema.to_json()))
     train, tuning = fold.data(prepared.outcomes, split.train, split.tuning, weight=weight)
     _log.info(
         "%s: %d training, %d tuning, %d held-out episodes, %d left out; %d summary columns, %d drugs, %d genes",
         name,
-        len(split.train),
-        len(split.tuning),
-        len(split.held_out),
-        len(split.left_out),
+        *(len(rows) for rows in (split.train, split.tuning, split.held_out, split.left_out)),
         len(schema.summary_names),
         len(schema.drugs),
         len(schema.genes),
@@ -199,10 +184,10 @@ def _fit_fold(config: RunConfig, prepared: Prepared, folder: RunFolder, name: st
         train=np.unique(fold.states.patient[own.train]),
         tuning=np.unique(fold.states.patient[own.tuning]),
         subject=fold.states.subject_id,
-        indication=_indication(prepared.episodes, fold.states),
+        indication=indication_of(prepared.episodes, fold.states),
         seed=config.seed,
     )
-    torch.save(result.network.state_dict(), stage.folder / _NETWORK)
+    torch.save(result.network.state_dict(), stage.folder / NETWORK_FILE)
     seconds = time.monotonic() - started
     _log.info("%s: fitted in %.0f s", name, seconds)
     calibration = [found.to_dict() for found in result.calibration.values()]
@@ -217,14 +202,6 @@ def _fit_fold(config: RunConfig, prepared: Prepared, folder: RunFolder, name: st
         }
     )
     return stage
-
-
-def _indication(episodes: pl.DataFrame, states: CohortStates) -> npt.NDArray[np.str_]:
-    """Of every patient state: that of one of its episodes, "" where none is known."""
-    found = np.full(len(states.subject_id), "", dtype=object)
-    if "indication" in episodes.columns:
-        found[states.patient] = episodes["indication"].cast(pl.String).fill_null("").to_numpy()
-    return found.astype(str)
 
 
 def _score_fold(config: RunConfig, prepared: Prepared, folder: RunFolder, name: str, fitted: Stage) -> Scores:
@@ -263,7 +240,7 @@ def _export(
 ) -> float:
     """Write the bundle, and prove it on invented and on real held-out patients; returns the largest difference."""
     bundle = folder.root / "bundle"
-    card = _card(config, prepared, fitted, results)
+    card = card_of(config, prepared, fitted, results)
     stage = folder.stage("export", stage_key(fitted.key, card.to_json()))
     if stage.is_done and data_hash(bundle) == stage.result()["bundle"]:
         return float(stage.result()["difference"])
@@ -277,79 +254,6 @@ def _export(
     stage.finish({"bundle": data_hash(bundle), "difference": difference})
     _log.info("bundle written; ONNX and torch agree within %.1e", difference)
     return difference
-
-
-def export_fitted(folder: Path, bundle: Path, card: ModelCard | None) -> float:
-    """The bundle of a finished fit stage; returns the largest difference between ONNX and torch."""
-    network, schema = load_fitted(folder)
-    known = json.loads((folder / RESULT).read_text())
-    found = known["applicability"]
-    return export_bundle(
-        network,
-        schema,
-        bundle,
-        calibration=calibrations(known["calibration"]),
-        applicability=Applicability.from_json(found) if found is not None else None,
-        card=card,
-    )
-
-
-def export_run(root: Path, bundle: Path, *, fold: str | None = None) -> tuple[str, float]:
-    """The bundle of a finished run, with the card that the run wrote; returns the fold and the largest difference.
-
-    Raises
-    ------
-    ValueError
-        If the folder holds no finished fit, or none of that name.
-    """
-    finished = sorted((root / "private").glob(f"*/fit/{RESULT}"), key=lambda path: path.stat().st_mtime)
-    fits = {path.parent.parent.name: path.parent for path in finished}
-    if not fits or (fold is not None and fold not in fits):
-        wanted = "a finished fit" if fold is None else f"the fit {fold!r}"
-        raise ValueError(f"export: expected {wanted} in {root.name}, found {sorted(fits) or 'none'}; train first")
-    name = fold or next(iter(fits))
-    stored = root / "bundle" / CARD
-    card = ModelCard.from_json(json.loads(stored.read_text())) if stored.exists() else None
-    return name, export_fitted(fits[name], bundle, card)
-
-
-def _card(config: RunConfig, prepared: Prepared, fitted: Stage, results: list[TaskResults]) -> ModelCard:
-    """What the run says of its model; of the first fold's, where there are several, measured on all of them."""
-    schema = InputSchema.from_json(json.loads((fitted.folder / _SCHEMA).read_text()))
-    cohort, episodes = prepared.cohort, prepared.episodes
-    subjects = {}
-    if "indication" in episodes.columns:
-        counted = episodes.group_by(pl.col("indication").cast(pl.String).fill_null("unknown")).agg(
-            pl.col("subject_id").n_unique()
-        )
-        subjects = suppressed(dict(counted.iter_rows()))
-    performance = {}
-    for task in results:
-        by = {name: metrics.to_dict() for name, metrics in task.pooled.items()}
-        performance[task.name] = {
-            **by[MODEL],
-            "baselines": {name: found["overall"] for name, found in by.items() if name != MODEL},
-            "sets": task.sets.to_dict() if task.sets is not None else None,
-        }
-    return ModelCard(
-        name=config.name,
-        cohort={
-            "Name": cohort.name,
-            "Description": str(cohort.meta.get("description", "")),
-            "Subjects": episodes["subject_id"].n_unique(),
-            "Episodes": len(episodes),
-            "Held-out folds": len(prepared.splits),
-        },
-        subjects=subjects,
-        inputs={
-            "Modalities": [f"{m.name} ({m.kind}, {len(m.features)} features)" for m in schema.modalities],
-            "Record": "read" if schema.vocabulary is not None else "not read",
-            "Covariates": [covariate.name for covariate in schema.covariates],
-            "Treatments": len(schema.drugs),
-        },
-        performance=performance,
-        versions={"ican_ml": ican_ml.__version__, "torch": torch.__version__},
-    )
 
 
 def _audit(config: RunConfig, prepared: Prepared, scores: list[Scores], folder: RunFolder) -> Audit:

@@ -33,7 +33,7 @@ ROOMS = (
     ("serving",),
     ("config", "results", "run_folder"),
     ("fold", "transfer"),
-    ("audit", "prepare"),
+    ("audit", "prepare", "release"),
     ("pipeline",),
     ("invariants",),
     ("commands",),

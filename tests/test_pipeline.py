@@ -17,8 +17,6 @@ import torch
 
 from ican_ml import pipeline
 from ican_ml.bundle.export import export_bundle
-from ican_ml.bundle.private import check_private
-from ican_ml.bundle.read import CARD_TEXT, open_bundle
 from ican_ml.cli import main
 from ican_ml.config import (
     CohortConfig,
@@ -35,6 +33,7 @@ from ican_ml.config import (
 )
 from ican_ml.inputs.fit import InputConfig
 from ican_ml.model.patient_transformer import ModelConfig
+from ican_ml.release import load_fitted
 from ican_ml.run_folder import RESULT
 from ican_ml.training import calibration
 from ican_ml.training.config import LoggerConfig, TrainerConfig, TrainingConfig
@@ -101,7 +100,6 @@ def whole(cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             runs,
             logger=LoggerConfig(wandb=True),
             evaluation=EvaluationConfig(replicates=20, permutations=2),
-            split=SplitConfig(tuning_fraction=0.2),
         )
     )
 
@@ -117,24 +115,6 @@ def test_resistance_that_was_found_is_reported(
     for name in ("log.txt", "report.html"):
         assert "NRAS (mutation)" in (folder / name).read_text()
     assert metrics_of(pipeline.run(configured(cohort, tmp_path, name="without")))["resistance"] == []
-
-
-def test_the_bundle_says_what_it_is_for_and_whom_it_knows(whole: Path, cohort: Path) -> None:
-    bundle = open_bundle(whole / "bundle")
-    assert bundle.applicability is not None
-    assert bundle.applicability.modalities == ("mutation",)
-    told, measured = bundle.card["performance"]["response"], metrics_of(whole)["tasks"]["response"]
-    assert told["overall"] == measured["model"]["pooled"]["overall"]
-    assert set(told["baselines"]) == {"ridge", "boosting", "oracle"}
-    text = (whole / "bundle" / CARD_TEXT).read_text()
-    assert "## Limits" in text
-    check_private(whole / "bundle", pl.read_parquet(cohort / "episodes.parquet")["subject_id"].cast(str).to_list())
-
-
-def test_a_run_is_exported_again_to_the_bit(whole: Path, tmp_path: Path) -> None:
-    main(["export", str(whole), "--out", str(tmp_path / "again")])
-    for path in (whole / "bundle").iterdir():
-        assert (tmp_path / "again" / path.name).read_bytes() == path.read_bytes(), path.name
 
 
 def test_a_run_leaves_its_results(whole: Path) -> None:
@@ -305,8 +285,8 @@ def test_a_run_starts_from_one_that_was_pretrained_on_records(cohort: Path, tmp_
     config = configured(cohort, tmp_path, name="after", split=few, training=training)
     folder = pipeline.run(config)
     assert metrics_of(folder)["tasks"]["response"]
-    network, schema = pipeline.load_fitted(folder / "private" / "fold-1" / "fit")
-    source, known = pipeline.load_fitted(tmp_path / "before" / "private" / "fold-1" / "fit")
+    network, schema = load_fitted(folder / "private" / "fold-1" / "fit")
+    source, known = load_fitted(tmp_path / "before" / "private" / "fold-1" / "fit")
     assert (schema.vocabulary, schema.summary_names) == (known.vocabulary, known.summary_names)
     assert network.earlier is not None
     for name, value in source.state_dict().items():

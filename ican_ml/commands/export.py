@@ -24,7 +24,7 @@ def add(commands: Commands) -> None:
 
 
 def _run(parsed: argparse.Namespace) -> None:
-    from ican_ml.pipeline import export_run
+    from ican_ml.release import export_run
 
     out = parsed.out or parsed.run_folder / "bundle"
     fold, difference = export_run(parsed.run_folder, out, fold=parsed.fold)

@@ -69,7 +69,8 @@ def _run(parsed: argparse.Namespace) -> None:
             raise ValueError(f"{path.name}: expected a file, found none")
     import uvicorn
 
-    from ican_ml.serving.service import ServiceConfig, create_app
+    from ican_ml.serving.config import ServiceConfig
+    from ican_ml.serving.service import create_app
 
     config = ServiceConfig(
         bundle=parsed.bundle,

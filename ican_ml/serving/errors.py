@@ -24,3 +24,13 @@ class ServiceError(Exception):
         self.code = code
         self.message = message
         self.field = field
+
+
+def invalid(field: str, message: str) -> ServiceError:
+    """422: a field that cannot be used."""
+    return ServiceError(422, "invalid_request", message, field)
+
+
+def field_of(error: ValueError) -> str:
+    """The field that a message begins with."""
+    return str(error).partition(":")[0].partition(",")[0]

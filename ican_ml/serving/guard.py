@@ -13,11 +13,13 @@ import time
 import uuid
 from collections.abc import Callable, Mapping, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from pydantic import BaseModel, ConfigDict, ValidationError
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.responses import JSONResponse
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ican_ml.serving.audit_log import AuditLog
@@ -201,3 +203,62 @@ class _Exchange:
             endpoint = str(getattr(route, "path", "other"))
             self._guard.answered(endpoint, message["status"], time.monotonic() - self._began, self)
         await self._send(message)
+
+
+ERROR: dict[str, Any] = {
+    "description": "what was expected and what came",
+    "content": {
+        "application/json": {
+            "schema": {
+                "type": "object",
+                "required": ["error"],
+                "properties": {"error": {}},
+            }
+        }
+    },
+}
+ERRORS: dict[int | str, dict[str, Any]] = dict.fromkeys((400, 401, 404, 405, 413, 415, 422, 429, 503), ERROR)
+
+
+async def on_error(request: Request, error: Exception) -> Response:
+    """Handler of :class:`ServiceError`."""
+    assert isinstance(error, ServiceError)
+    if request.url.path.startswith("/v2"):  # the protocol's own form of an error
+        return JSONResponse({"error": error.message}, error.status)
+    return error_response(error)
+
+
+async def on_not_found(request: Request, _: Exception) -> Response:
+    """Handler of 404."""
+    return await on_error(request, ServiceError(404, "not_found", "path: expected one of /openapi.json, got another"))
+
+
+async def on_not_allowed(request: Request, error: Exception) -> Response:
+    """Handler of 405."""
+    response = await on_error(request, ServiceError(405, "not_allowed", "method: expected another for this path"))
+    response.headers.update(getattr(error, "headers", None) or {})
+    return response
+
+
+async def body_of(request: Request) -> bytes:
+    """The bytes of a JSON request."""
+    kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+    if kind not in ("application/json", "application/fhir+json"):
+        raise ServiceError(415, "unsupported", f"content-type: expected application/json, got {kind!r:.80}")
+    return await request.body()
+
+
+class _Object(BaseModel):
+    """Any JSON object; pydantic's parser refuses what is nested without end."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+
+async def object_of(request: Request) -> dict[str, Any]:
+    """The JSON object of a request."""
+    try:
+        return dict(_Object.model_validate_json(await body_of(request)).model_extra or {})
+    except ValidationError as error:
+        raise ServiceError(
+            400, "invalid_json", f"body: expected a JSON object, got {error.errors()[0]['msg']}"
+        ) from None

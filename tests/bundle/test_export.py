@@ -14,6 +14,7 @@ from ican_ml.bundle import export
 from ican_ml.bundle.export import export_bundle, parity
 from ican_ml.bundle.golden import invented_patients
 from ican_ml.bundle.read import CALIBRATION, MODEL, BundleError, open_bundle
+from ican_ml.evaluation.applicability import EMBEDDING
 from ican_ml.evaluation.conformal import Calibration
 from ican_ml.inputs.assemble import CohortStates
 from ican_ml.inputs.encode import PatientStates, collate, encode
@@ -35,7 +36,7 @@ def test_the_graph_is_plain_opset_20(model: bytes) -> None:
     assert {(entry.domain, entry.version) for entry in proto.opset_import if not entry.domain} == {("", 20)}
     kinds = {node.op_type for part in (proto.graph, *proto.functions) for node in part.node}
     assert not {kind for kind in kinds if kind in ("Loop", "Scan", "If") or "Sequence" in kind}
-    assert {output.name for output in proto.graph.output} == {"response", "os", "sensitivity"}
+    assert {output.name for output in proto.graph.output} == {"response", "os", "sensitivity", EMBEDDING}
     assert not any(tensor.external_data for tensor in proto.graph.initializer)
 
 

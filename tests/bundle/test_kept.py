@@ -8,7 +8,7 @@ from ican_ml.bundle.private import check_private
 from ican_ml.serving.example import example_patient
 from ican_ml.serving.predictor import Predictor
 
-KEPT = sorted(path for path in (Path(__file__).parent / "kept").iterdir() if path.is_dir())
+KEPT = sorted(path for path in (Path(__file__).parent / "fixtures").iterdir() if path.is_dir())
 
 
 @pytest.mark.parametrize("folder", KEPT, ids=lambda path: path.name)

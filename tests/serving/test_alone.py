@@ -57,7 +57,8 @@ def test_numpy_and_onnxruntime_are_enough(
     command = [sys.executable, "-c", _ALONE, str(sim_bundle), str(path), drug, *ONNXRUNTIME]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    called, printed, verified = done.stdout.splitlines()
+    called, printed, verified, named = done.stdout.splitlines()
     expected = Predictor(sim_bundle).predict(patient, [(drug,)]).ranked[0].prediction
     assert json.loads(called) == json.loads(printed)["ranked"][0]["prediction"] == expected
+    assert named == f"manifest sha256 {Predictor(sim_bundle).digest}"
     assert "every file is as exported" in verified
