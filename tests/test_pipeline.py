@@ -206,7 +206,7 @@ def test_a_bundle_is_exported_again_only_where_it_is_not_the_one_that_was(
         exported.append(folder)
         return export_bundle(network, schema, folder, **settings)
 
-    monkeypatch.setattr(pipeline, "export_bundle", export)
+    monkeypatch.setattr("ican_ml.release.export_bundle", export)
     monkeypatch.setattr(pipeline, "_ask_one_patient", lambda *_: None)
     config = configured(cohort, tmp_path)
     bundle = pipeline.run(config) / "bundle"
