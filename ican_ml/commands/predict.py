@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ican_ml.commands import Commands
@@ -100,7 +100,7 @@ def _predict_patient(parsed: argparse.Namespace) -> None:
         raise ValueError(f"{parsed.patient.name}: expected a JSON object, got {type(patient).__name__}")
     predictor = Predictor(parsed.bundle)
     if patient.get("resourceType") == "Bundle":
-        patient = _from_fhir(patient, parsed, {modality.name for modality in predictor.schema.modalities})
+        patient = predictor.patient_of(patient, timezone=parsed.timezone, prediction_time=parsed.at, assay=parsed.assay)
     elif _of_bundle(parsed):
         raise ValueError("--at, --timezone, --assay: expected with a FHIR Bundle only; a dictionary says these itself")
     regimens = [tuple(drug for drug in regimen.split("+") if drug) for regimen in parsed.treatment or [""]]
@@ -111,15 +111,6 @@ def _predict_patient(parsed: argparse.Namespace) -> None:
         print(json.dumps(answer_document(predictor, answer)))
     else:
         print(_as_table(answer))
-
-
-def _from_fhir(bundle: dict[str, Any], parsed: argparse.Namespace, modalities: set[str]) -> dict[str, Any]:
-    """The patient of a Bundle, without modalities that the model does not take."""
-    from ican_ml.cohort.fhir import read_bundle
-
-    patient = read_bundle(bundle, timezone=parsed.timezone, prediction_time=parsed.at)
-    omics = {name: values for name, values in patient.get("omics", {}).items() if name in modalities}
-    return {**patient, "omics": omics, "assays": dict.fromkeys(omics, parsed.assay) if parsed.assay else {}}
 
 
 def _of_bundle(parsed: argparse.Namespace) -> bool:

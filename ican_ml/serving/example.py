@@ -23,9 +23,9 @@ def example_patient(predictor: Predictor) -> dict[str, Any]:
     schema = predictor.schema
     asked = [(schema.drugs[0],) if schema.drugs else ()]
     tried = [_drawn(schema, np.random.default_rng(seed)) for seed in range(_TRIES)]
+    judged = [predictor.predict(patient, asked).applicability for patient in tried]
     for modality in schema.modalities:
-        found = [predictor.predict(patient, asked).applicability for patient in tried]
-        if all(each is None or each.parts.get(modality.name, 0.0) <= each.threshold for each in found):
+        if all(each is None or each.parts.get(modality.name, 0.0) <= each.threshold for each in judged):
             continue
         for patient in tried:
             del patient["omics"][modality.name], patient["assays"][modality.name]

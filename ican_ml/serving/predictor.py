@@ -176,6 +176,20 @@ class Predictor:
         encoded = encode(self.schema, states, backend="reference")
         return collate(encoded, np.zeros(1, np.int64)), notes
 
+    def patient_of(
+        self, bundle: Mapping[str, Any], *, timezone: str | None, prediction_time: str | None, assay: str | None
+    ) -> dict[str, Any]:
+        """The plain patient of a FHIR Bundle (:mod:`ican_ml.cohort.fhir`), without modalities that the model lacks.
+
+        ``assay`` names that of its variants, where the model knows several.
+        """
+        from ican_ml.cohort.fhir import read_bundle  # with the time zones, which a plain patient needs none of
+
+        patient = read_bundle(dict(bundle), timezone=timezone, prediction_time=prediction_time)
+        known = {modality.name for modality in self.schema.modalities}
+        omics = {name: values for name, values in patient.get("omics", {}).items() if name in known}
+        return {**patient, "omics": omics, "assays": dict.fromkeys(omics, assay) if assay else {}}
+
     def infer(self, inputs: Arrays) -> Arrays:
         """The network's outputs for arrays that others have made.
 

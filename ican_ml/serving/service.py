@@ -28,7 +28,6 @@ from starlette.staticfiles import StaticFiles
 
 import ican_ml
 from ican_ml.bundle.read import BundleError
-from ican_ml.cohort.fhir import read_bundle
 from ican_ml.cohort.fhir_values import FhirError
 from ican_ml.inputs.patient import PatientError
 from ican_ml.serving import cds_hooks, inference
@@ -50,7 +49,7 @@ from ican_ml.serving.guard import (
     on_not_found,
 )
 from ican_ml.serving.loaded import Loaded
-from ican_ml.serving.predictor import Predictor
+from ican_ml.serving.predictor import Answer, Predictor
 from ican_ml.serving.tokens import read_tokens
 
 _log = logging.getLogger(__name__)
@@ -190,44 +189,59 @@ class _Service:
             patient = asked.patient
             if asked.prediction_time is not None or asked.assay is not None:
                 raise invalid("prediction_time", "prediction_time, assay: expected with fhir only; a patient says them")
-        self.check_events(patient)
-        regimens = self.regimens(predictor, asked.treatments)
+        answer = self.answer(predictor, patient, asked.treatments, told, explain=asked.explain)
+        document = answer_document(predictor, answer)
+        return {**document, "patient": patient} if asked.echo else document
+
+    def cards(self, document: Mapping[str, Any], told: dict[str, Any]) -> dict[str, Any]:
+        """The answer to a hook; ``told`` is what the audit log hears."""
+        predictor = self.predictor
+        told["bundle"] = predictor.version
+        moment = cds_hooks.now(self.config.timezone)
+        patient = self.patient_of(predictor, cds_hooks.bundle_of(document), moment, None)
+        return cds_hooks.cards_document(predictor, self.answer(predictor, patient, None, told))
+
+    def answer(
+        self,
+        predictor: Predictor,
+        patient: Mapping[str, Any],
+        treatments: list[list[str]] | None,
+        told: dict[str, Any],
+        *,
+        explain: bool = False,
+    ) -> Answer:
+        """What the predictor says, counted and told."""
+        events = patient.get("events")
+        if isinstance(events, list) and len(events) > self.config.most_events:
+            raise invalid("events", f"events: expected at most {self.config.most_events}, got {len(events)}")
+        regimens = self.regimens(predictor, treatments)
         told["treatments"] = len(regimens)
         try:
-            answer = predictor.predict(patient, regimens, explain=asked.explain)
+            answer = predictor.predict(patient, regimens, explain=explain)
         except PatientError as error:
             raise invalid(field_of(error), str(error)) from None
         told["abstained"] = answer.applicability.abstain if answer.applicability is not None else None
         self.metrics.answers.labels(str(told["abstained"])).inc()
-        document = answer_document(predictor, answer)
-        return {**document, "patient": patient} if asked.echo else document
+        return answer
 
     def patient_of(
         self, predictor: Predictor, fhir: Mapping[str, Any], moment: str | None, assay: str | None
     ) -> dict[str, Any]:
-        """The plain patient of a FHIR Bundle, without modalities that the model does not take."""
+        """The plain patient of a FHIR Bundle."""
         try:
-            patient = read_bundle(dict(fhir), timezone=self.config.timezone, prediction_time=moment)
+            return predictor.patient_of(
+                fhir, timezone=self.config.timezone, prediction_time=moment, assay=assay or self.config.assay
+            )
         except (FhirError, PatientError) as error:
             raise invalid(f"fhir.{field_of(error)}", str(error)) from None
-        known = {modality.name for modality in predictor.schema.modalities}
-        omics = {name: values for name, values in patient.get("omics", {}).items() if name in known}
-        named = assay or self.config.assay
-        return {**patient, "omics": omics, "assays": dict.fromkeys(omics, named) if named else {}}
-
-    def check_events(self, patient: Mapping[str, Any]) -> None:
-        """Refuse a record that is too long."""
-        events = patient.get("events")
-        if isinstance(events, list) and len(events) > self.config.most_events:
-            raise invalid("events", f"events: expected at most {self.config.most_events}, got {len(events)}")
 
     def regimens(self, predictor: Predictor, given: list[list[str]] | None) -> list[tuple[str, ...]]:
         """What is asked about: by default every drug that the model knows."""
-        every: list[tuple[str, ...]] = [(drug,) for drug in predictor.schema.drugs] or [()]
-        regimens = every if given is None else list(dict.fromkeys(tuple(regimen) for regimen in given))
         most = self.config.most_treatments
         if given is None:
-            return regimens[:most]
+            every: list[tuple[str, ...]] = [(drug,) for drug in predictor.schema.drugs] or [()]
+            return every[:most]
+        regimens = list(dict.fromkeys(tuple(regimen) for regimen in given))
         if not 1 <= len(regimens) <= most:
             raise invalid("treatments", f"treatments: expected 1 to {most} regimens, got {len(regimens)}")
         return regimens
@@ -325,22 +339,7 @@ def _add_routes(app: FastAPI, service: _Service) -> None:
         told = request.state.audit
         told["asked"] = cds_hooks.SERVICE
         document = await object_of(request)
-        return JSONResponse(await service.gate.run(lambda: _cards(service, document, told)))
-
-
-def _cards(service: _Service, document: Mapping[str, Any], told: dict[str, Any]) -> dict[str, Any]:
-    predictor = service.predictor
-    told["bundle"] = predictor.version
-    moment = cds_hooks.now(service.config.timezone)
-    patient = service.patient_of(predictor, cds_hooks.bundle_of(document), moment, None)
-    service.check_events(patient)
-    try:
-        answer = predictor.predict(patient, service.regimens(predictor, None))
-    except PatientError as error:
-        raise invalid(field_of(error), str(error)) from None
-    told["abstained"] = answer.applicability.abstain if answer.applicability is not None else None
-    service.metrics.answers.labels(str(told["abstained"])).inc()
-    return cds_hooks.cards_document(predictor, answer)
+        return JSONResponse(await service.gate.run(lambda: service.cards(document, told)))
 
 
 def _model(service: _Service, name: str, version: str | None) -> Predictor:
