@@ -21,6 +21,8 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +45,7 @@ def main() -> None:
     parts = {"load": load, "swap": swap, "kill": kill, "predictor": predictor_alone}
     if set(parts) - set(record.parts):
         train(*ARGUMENTS)
-        patients = _patients()
+        patients = patients_of_demo()
         for name, measure in parts.items():
             if name not in record.parts:
                 record.add(name, measure(patients))
@@ -117,15 +119,16 @@ class Client:
         response = self._connection.getresponse()
         return response.status, response.read()
 
-    def ask(self, body: bytes) -> tuple[int, bytes]:
-        """Status and body of a prediction."""
-        self._connection.request("POST", "/v1/predict", body, {"content-type": "application/json"})
+    def post(self, path: str, body: bytes) -> tuple[int, bytes]:
+        """Status and body."""
+        self._connection.request("POST", path, body, {"content-type": "application/json"})
         response = self._connection.getresponse()
         return response.status, response.read()
 
 
-def _patients() -> list[bytes]:
-    """Requests about held-out patients."""
+@cache
+def patients_of_demo() -> list[bytes]:
+    """Requests about held-out patients of the demo, to rank every drug."""
     from ican_ml.inputs.assemble import as_dictionary, assemble
     from ican_ml.prepare import prepare
 
@@ -149,7 +152,7 @@ def _pressed(port: int, patients: list[bytes], clients: int, requests: int) -> t
         for turn in turns:
             began = time.perf_counter()
             try:
-                status, body = client.ask(patients[turn % len(patients)])
+                status, body = client.post("/v1/predict", patients[turn % len(patients)])
             except (OSError, http.client.HTTPException):
                 status, body = 0, b""
                 client = Client(port)
@@ -173,7 +176,7 @@ def _pressed(port: int, patients: list[bytes], clients: int, requests: int) -> t
 def load(patients: list[bytes]) -> dict[str, Any]:
     """Latency by number of clients, from a cold start; failures; growth of memory."""
     service = Service(BUNDLE)
-    status, _ = Client(service.port).ask(patients[0])
+    status, _ = Client(service.port).post("/v1/predict", patients[0])
     found: dict[str, Any] = {"seconds_to_first_answer": time.monotonic() - service.began, "clients": {}}
     assert status == 200
     _pressed(service.port, patients, 8, 1000)
@@ -200,17 +203,15 @@ def load(patients: list[bytes]) -> dict[str, Any]:
 
 def swap(patients: list[bytes]) -> dict[str, Any]:
     """Another version of the bundle is put in place while 8 clients ask."""
-    from ican_ml.bundle.read import CARD, MANIFEST, digest, sealed
+    from ican_ml.bundle.card import ModelCard
+    from ican_ml.bundle.read import CARD
+    from ican_ml.release import export_fitted, load_fitted
 
     folder, other = ROOT / "runs" / "service" / "served", ROOT / "runs" / "service" / "next"
-    for copy in (folder, other):
-        shutil.rmtree(copy, ignore_errors=True)
-        shutil.copytree(BUNDLE, copy)
-    card = json.loads((other / CARD).read_text())
-    (other / CARD).write_text(json.dumps({**card, "name": "next"}))
-    manifest = json.loads((other / MANIFEST).read_text())
-    manifest["sha256"][CARD] = digest((other / CARD).read_bytes())
-    (other / MANIFEST).write_bytes(sealed({name: value for name, value in manifest.items() if name != "sealed"}))
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(BUNDLE, folder)
+    card = ModelCard.from_json(json.loads((BUNDLE / CARD).read_text()))
+    export_fitted(*load_fitted(_fit()), _fit(), other, replace(card, name="next"))
     service = Service(folder, "--reload-every", "0.2")
 
     def exchange() -> None:
@@ -225,6 +226,11 @@ def swap(patients: list[bytes]) -> dict[str, Any]:
     thread.join()
     service.stop()
     return {"requests": len(seconds), "failed": failed, "versions": len(versions)}
+
+
+def _fit() -> Path:
+    (folder,) = (ROOT / "runs" / "service" / "private").glob("*/fit")
+    return folder
 
 
 def kill(patients: list[bytes]) -> dict[str, Any]:
@@ -256,8 +262,7 @@ def predictor_alone(patients: list[bytes]) -> dict[str, Any]:
 
     torch.set_num_threads(1)
     predictor = Predictor(BUNDLE)
-    (fit,) = (ROOT / "runs" / "service" / "private").glob("*/fit")
-    network, schema = load_fitted(fit)
+    network, schema = load_fitted(_fit())
     drugs = [(drug,) for drug in schema.drugs]
     pairs = [(a, b) for i, (a,) in enumerate(drugs) for (b,) in drugs[i + 1 :]]
     fifty = [*drugs, *pairs][:50]

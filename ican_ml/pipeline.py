@@ -244,8 +244,8 @@ def _export(
     stage = folder.stage("export", stage_key(fitted.key, card.to_json()))
     if stage.is_done and data_hash(bundle) == stage.result()["bundle"]:
         return float(stage.result()["difference"])
-    difference = export_fitted(fitted.folder, bundle, card)
     network, schema = load_fitted(fitted.folder)
+    difference = export_fitted(network, schema, fitted.folder, bundle, card)
     rows = next(iter(prepared.splits.values())).held_out[:256]
     states = assemble(prepared.cohort, prepared.store, prepared.episodes[rows], config.inputs.covariates)
     encoded = encode(schema, states.patients, backend=config.encoding.choice)

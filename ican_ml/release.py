@@ -34,9 +34,10 @@ def load_fitted(folder: Path) -> tuple[PatientTransformer, InputSchema]:
     return network.eval(), schema
 
 
-def export_fitted(folder: Path, bundle: Path, card: ModelCard | None) -> float:
-    """The bundle of a finished fit stage; returns the largest difference between ONNX and torch."""
-    network, schema = load_fitted(folder)
+def export_fitted(
+    network: PatientTransformer, schema: InputSchema, folder: Path, bundle: Path, card: ModelCard | None
+) -> float:
+    """The bundle of what a fit stage left in its folder; returns the largest difference between ONNX and torch."""
     known = json.loads((folder / RESULT).read_text())
     found = known["applicability"]
     return export_bundle(
@@ -65,7 +66,7 @@ def export_run(root: Path, bundle: Path, *, fold: str | None = None) -> tuple[st
     name = fold or next(iter(fits))
     stored = root / "bundle" / CARD
     card = ModelCard.from_json(json.loads(stored.read_text())) if stored.exists() else None
-    return name, export_fitted(fits[name], bundle, card)
+    return name, export_fitted(*load_fitted(fits[name]), fits[name], bundle, card)
 
 
 def card_of(config: RunConfig, prepared: Prepared, fitted: Stage, results: list[TaskResults]) -> ModelCard:

@@ -15,6 +15,7 @@ import pytest
 
 if TYPE_CHECKING:
     from ican_ml.cohort.cohort import Cohort
+    from ican_ml.evaluation.applicability import Applicability
     from ican_ml.inputs.assemble import CohortStates
     from ican_ml.inputs.schema import InputSchema
     from ican_ml.model.patient_transformer import PatientTransformer
@@ -96,7 +97,7 @@ def sim_schema(sim_cohort: "Cohort", sim_records: "RecordStore") -> "InputSchema
         sim_cohort,
         sim_records,
         sim_cohort.episodes.filter(pl.col("split") == "train"),
-        InputConfig(covariates=["indication", "line"], max_tokens=16, max_events=24),
+        InputConfig(covariates=["indication", "line"], max_tokens=16, max_events=24, max_per_code=12),
         outcomes=[("response", "binary"), ("os", "survival"), ("sensitivity", "regression")],
     )
 
@@ -110,11 +111,17 @@ def sim_states(sim_cohort: "Cohort", sim_records: "RecordStore") -> "CohortState
 
 
 @pytest.fixture(scope="session")
-def sim_network(sim_schema: "InputSchema") -> "PatientTransformer":
-    """Give a small network that was not trained; nothing in it is zero, so that every input moves its answers."""
+def sim_fitted(
+    sim_cohort: "Cohort", sim_schema: "InputSchema", sim_states: "CohortStates"
+) -> "tuple[PatientTransformer, Applicability]":
+    """Give a small network that was not trained, with nothing zero, so that every input moves its answers."""
+    import numpy as np
     import torch
 
+    from ican_ml.fold import indication_of
+    from ican_ml.inputs.encode import encode
     from ican_ml.model.patient_transformer import ModelConfig, PatientTransformer
+    from ican_ml.training.applicability import fit_embedding
 
     with torch.random.fork_rng():
         torch.manual_seed(7)
@@ -131,18 +138,65 @@ def sim_network(sim_schema: "InputSchema") -> "PatientTransformer":
             for part in network.modules():
                 if isinstance(part, torch.nn.Embedding) and part.padding_idx is not None:
                     part.weight[part.padding_idx] = 0
-    return network
+    subject = np.unique(sim_states.subject_id)
+    train, tuning = (np.flatnonzero(np.isin(sim_states.subject_id, subject[start::2])) for start in (0, 1))
+    applicability = fit_embedding(
+        network,
+        sim_schema,
+        encode(sim_schema, sim_states.patients),
+        train=train,
+        tuning=tuning,
+        subject=sim_states.subject_id,
+        indication=indication_of(sim_cohort.episodes, sim_states),
+        seed=0,
+    )
+    assert applicability is not None
+    return network, applicability
+
+
+@pytest.fixture(scope="session")
+def sim_network(sim_fitted: "tuple[PatientTransformer, Applicability]") -> "PatientTransformer":
+    """Give that network alone."""
+    return sim_fitted[0]
 
 
 @pytest.fixture(scope="session")
 def sim_bundle(
-    sim_network: "PatientTransformer", sim_schema: "InputSchema", tmp_path_factory: pytest.TempPathFactory
+    sim_fitted: "tuple[PatientTransformer, Applicability]",
+    sim_schema: "InputSchema",
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
-    """Give the bundle of that network. Read it; never write into it."""
-    from ican_ml.bundle.export import export_bundle
+    """Give the bundle of that network, with every file it may have; made once for all test processes. Only read it."""
+    from filelock import FileLock
 
-    folder = tmp_path_factory.mktemp("bundle") / "bundle"
-    export_bundle(sim_network, sim_schema, folder)
+    from ican_ml.bundle.card import ModelCard
+    from ican_ml.bundle.export import export_bundle
+    from ican_ml.evaluation.conformal import Calibration
+
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "sim_bundle"
+    calibration = Calibration(
+        task="response",
+        slope=1.0,
+        intercept=0.0,
+        coverage=0.9,
+        quantile=0.75,
+        n_episodes=200,
+        n_subjects=150,
+        variance=(0.04, 0.01, 0.02),
+    )
+    card = ModelCard(name="small", cohort={"Subjects": 240}, subjects={}, inputs={}, performance={}, versions={})
+    network, applicability = sim_fitted
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            export_bundle(
+                network,
+                sim_schema,
+                folder,
+                calibration={"response": calibration},
+                applicability=applicability,
+                card=card,
+            )
     return folder
 
 

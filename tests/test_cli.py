@@ -8,15 +8,15 @@ import polars as pl
 import pytest
 
 import ican_ml
-from ican_ml.bundle.read import CALIBRATION, CALIBRATION_FORMAT, MANIFEST, digest, sealed
+from ican_ml.bundle.read import CALIBRATION, CALIBRATION_FORMAT, MANIFEST, digest
 from ican_ml.cli import main
 from ican_ml.cohort.cohort import Cohort, read_cohort
 from ican_ml.commands import audit
 from ican_ml.config import Kind, Method, OutcomeConfig, SplitConfig
-from ican_ml.evaluation.conformal import Calibration
 from ican_ml.inputs.assemble import CohortStates, as_dictionary
 from ican_ml.records.store import RecordStore
 from ican_ml.serving.audit_log import AuditLog
+from tests.bundle.resealed import reseal, resealed
 from tests.cohort.invented_fhir import bundle, of_patient, resources
 
 
@@ -47,7 +47,7 @@ def test_simulate_writes_a_cohort(tmp_path: Path, capsys: pytest.CaptureFixture[
 def test_predict_ranks_in_a_table(sim_bundle: Path, patient: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["predict", str(sim_bundle), str(patient), "--treatment", "RAF-101+MEK-101", "--treatment", "new"])
     head, *rows = capsys.readouterr().out.splitlines()
-    assert head.split() == ["rank", "treatment", "response", "os", "sensitivity"]
+    assert head.split() == "rank treatment response os sensitivity response, 95% response at 90%".split()  # noqa: SIM905
     assert sorted(row.split()[1] for row in rows[:2]) == ["MEK-101+RAF-101", "new"]
     assert sum("not seen in training" in row for row in rows) >= 1
     assert any(row.startswith("codes of the record: ") for row in rows)
@@ -56,16 +56,9 @@ def test_predict_ranks_in_a_table(sim_bundle: Path, patient: Path, capsys: pytes
 def test_predict_says_what_it_cannot_rule_out(
     sim_bundle: Path, patient: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found = Calibration(
-        task="response", slope=1.0, intercept=0.0, coverage=0.9, quantile=0.9999, n_episodes=200, n_subjects=150
-    )
-    copy = Path(shutil.copytree(sim_bundle, tmp_path / "bundle"))
-    content = json.dumps({"format": CALIBRATION_FORMAT, "tasks": [found.to_dict()]}).encode()
-    (copy / CALIBRATION).write_bytes(content)
-    manifest = json.loads((copy / MANIFEST).read_text())
-    manifest.pop("sealed")
-    manifest["sha256"][CALIBRATION] = digest(content)
-    (copy / MANIFEST).write_bytes(sealed(manifest))
+    (calibration,) = json.loads((sim_bundle / CALIBRATION).read_text())["tasks"]
+    wide = {"format": CALIBRATION_FORMAT, "tasks": [{**calibration, "quantile": 0.9999}]}
+    copy = resealed(sim_bundle, tmp_path / "bundle", calibration=wide)
     ask = ["predict", str(copy), str(patient), "--treatment", "RAF-101", "--treatment", "new"]
     main(ask)
     head, *rows = capsys.readouterr().out.splitlines()
@@ -74,6 +67,9 @@ def test_predict_says_what_it_cannot_rule_out(
     main([*ask, "--json"])
     answer = json.loads(capsys.readouterr().out)
     assert answer["coverage"] == {"response": 0.9}
+    for ranked in answer["ranked"]:
+        low, high = ranked["interval"]["response"]
+        assert 0 < low < ranked["prediction"]["response"] < high < 1
     assert [ranked["sets"] for ranked in answer["ranked"]] == [{"response": ["responds", "does not respond"]}] * 2
 
 
@@ -209,9 +205,7 @@ def test_verify_names_another_bundle_and_a_subject(
     subjects.write_text("90210000000007\n")
     main(["verify", str(sim_bundle), "--subjects", str(subjects)])
     copy = Path(shutil.copytree(sim_bundle, tmp_path / "bundle"))
-    manifest = json.loads((copy / MANIFEST).read_text())
-    del manifest["sealed"]
-    (copy / MANIFEST).write_bytes(sealed({**manifest, "of": "90210000000007"}))
+    reseal(copy, of="90210000000007")
     with pytest.raises(SystemExit, match=f"{MANIFEST} holds a subject id"):
         main(["verify", str(copy), "--subjects", str(subjects)])
 

@@ -1,17 +1,158 @@
-"""Invented patients that exercise every input of a schema: what the network is traced with and proves itself on."""
+"""Invented patients that exercise every input of a schema: what the network is traced with and proves itself on.
+
+A *golden case* is such a patient as a plain dictionary (:mod:`ican_ml.inputs.patient`) with treatments to ask about.
+What it becomes as arrays, and what the network says of these, are kept in the bundle: whoever reads a patient otherwise
+than the exporter did, by one statistic, limit or rule, is told so before anybody is predicted.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from ican_ml.bundle.read import MALFORMED, Bundle, BundleError, deviation
 from ican_ml.encoding.csr import CSRBatch
-from ican_ml.inputs.encode import OmicsRows, PatientStates
+from ican_ml.inputs.answer import summarise
+from ican_ml.inputs.encode import Arrays, OmicsRows, PatientStates, collate, encode, joined
+from ican_ml.inputs.limits import check_inputs, input_limits
+from ican_ml.inputs.patient import read_patient
 from ican_ml.inputs.regimens import INHIBITOR, Regimen
 from ican_ml.inputs.schema import InputSchema, ModalitySchema
-from ican_ml.records.vocabulary import Events
+from ican_ml.records.vocabulary import Events, Vocabulary
+
+Case = dict[str, Any]
+NOW = np.datetime64("2024-05-02T08:00", "us")
+_DAY = 86_400_000_000
+_CASES, _SEED = 7, 20
+_SPAN_DAYS, _TOKENS_BEYOND = 400, 8
+_FROM_CENTRE = (-1e7, -7.0, -3.0, -0.5, 0.0, 1.0, 4.0, 40.0)
+
+
+def golden_cases(schema: InputSchema) -> list[Case]:
+    """``{"patient", "treatments"}`` each; the first has nothing, the last a record longer than the network takes."""
+    states = invented_patients(schema, _CASES, _SEED)
+    patients = [as_document(schema, states, row) for row in range(_CASES)]
+    treatments = [[list(regimen) for regimen in regimens] for regimens in states.regimens]
+    treatments[-1] += [[drug] for drug in schema.drugs]
+    last = patients[-1]
+    if schema.vocabulary is not None:
+        for patient, codes in zip(patients[1:], _unknown_codes(schema.vocabulary), strict=False):
+            patient["events"] += _of_codes(codes[: schema.max_events])
+        last["events"] += _long_record(schema, schema.vocabulary)
+    for covariate in schema.covariates:
+        if covariate.categories is None:
+            last["covariates"][covariate.name] = 1e9
+    for modality in schema.modalities:
+        values, panel = last["omics"][modality.name], list(modality.panels).index(last["assays"][modality.name]) + 1
+        measured = np.flatnonzero(modality.measured()[panel])[: modality.max_tokens + _TOKENS_BEYOND]
+        values |= {modality.features[i]: 1.0 for i in measured.tolist() if modality.features[i] not in values}
+        values["a feature without a name"] = 1
+    return [{"patient": patient, "treatments": asked} for patient, asked in zip(patients, treatments, strict=True)]
+
+
+def case_inputs(schema: InputSchema, case: Mapping[str, Any]) -> Arrays:
+    """The network's arrays for one golden case, by the path that serves a patient."""
+    states, _ = read_patient(schema, case["patient"], [tuple(regimen) for regimen in case["treatments"]])
+    return collate(encode(schema, states, backend="reference"), np.zeros(1, np.int64))
+
+
+def prove(bundle: Bundle, run: Callable[[Arrays], Arrays]) -> None:
+    """Read the golden cases of a bundle anew, and ask its network about them.
+
+    Parameters
+    ----------
+    run
+        The network: inputs -> outputs by name.
+
+    Raises
+    ------
+    BundleError
+        If this version reads a case, or this machine computes an answer, otherwise than where the bundle was exported.
+    """
+    try:
+        check_inputs(input_limits(bundle.schema), bundle.golden_inputs)
+        read = joined([case_inputs(bundle.schema, case) for case in bundle.golden_cases])
+        outputs = run(bundle.golden_inputs)
+        answers = {task.name: summarise(task, outputs[task.name]) for task in bundle.schema.tasks}
+    except MALFORMED as error:
+        raise BundleError(f"bundle: expected golden cases that this version can read ({error!s:.200})") from None
+    for name, expected in bundle.golden_inputs.items() if read else ():
+        if not deviation(read[name], expected) <= bundle.tolerance:
+            raise BundleError(
+                f"bundle: the golden cases become another {name!r} than was exported; this version of ican_ml reads "
+                "patients otherwise: install the one that exported the bundle, or export it again"
+            )
+    for found, known in ((outputs, bundle.golden_outputs), (answers, bundle.golden_answers)):
+        for name, expected in known.items():
+            difference = deviation(found[name], expected)
+            if not difference <= bundle.tolerance:
+                raise BundleError(
+                    f"bundle: golden case of {name!r} differs by {difference:.2g}, expected at most "
+                    f"{bundle.tolerance:g}; this machine or its onnxruntime does not compute what was exported"
+                )
+
+
+def _long_record(schema: InputSchema, vocabulary: Vocabulary) -> list[dict[str, Any]]:
+    """Events over 400 days, of one code more than are kept, with far out values; a static one, and one to come."""
+    pairs = list(vocabulary.normal.items()) or [((code, ""), (0.0, 1.0)) for code in vocabulary.codes[:1]]
+    n = schema.max_events + 2 * schema.max_per_code
+    found: list[dict[str, Any]] = []
+    for i in range(n if pairs else 0):
+        (code, unit), (centre, scale) = pairs[i % len(pairs) if i >= 2 * schema.max_per_code else 0]
+        time = NOW - np.timedelta64(round(_SPAN_DAYS * _DAY * i / n), "us")
+        value = centre + scale * _FROM_CENTRE[i % len(_FROM_CENTRE)]
+        found.append({"code": code, "time": str(time), "value": float(value), "unit": unit})
+    found.append({"code": "a code without a name"})
+    return [*found, *({**event, "time": str(NOW + np.timedelta64(1, "D"))} for event in found[:1])]
+
+
+def _unknown_codes(vocabulary: Vocabulary) -> tuple[list[str], list[str]]:
+    """Codes that are not in the vocabulary and have others above them: told to be so, and told by their text."""
+    known = set(vocabulary.codes)
+    below = [code + ending for code in vocabulary.codes for ending in ("99", ".91", "//below")]
+    return [code for code in vocabulary.parents if code not in known], [code for code in below if code not in known]
+
+
+def _of_codes(codes: list[str]) -> list[dict[str, Any]]:
+    return [{"code": code, "time": str(NOW - np.timedelta64(i * _DAY // 8, "us"))} for i, code in enumerate(codes)]
+
+
+def as_document(schema: InputSchema, states: PatientStates, row: int) -> dict[str, Any]:
+    """One patient as the plain dictionary that :mod:`ican_ml.inputs.patient` reads."""
+    document: dict[str, Any] = {"prediction_time": str(NOW), "omics": {}, "assays": {}, "events": []}
+    for modality in schema.modalities:
+        part = states.omics[modality.name]
+        if part.panel[row]:
+            one = part.matrix.take(np.array([row]))
+            values = zip(one.indices.tolist(), one.values.tolist(), strict=True)
+            document["omics"][modality.name] = {modality.features[i]: value for i, value in values}
+            document["assays"][modality.name] = list(modality.panels)[int(part.panel[row]) - 1]
+    document["covariates"] = {name: values[row] for name, values in states.covariates.items()}
+    if states.events is None:
+        return document
+    events = states.events
+    if not np.isnan(events.age[row]):
+        days = np.timedelta64(round(float(events.age[row]) * 365.25), "D")
+        document["birth_time"] = str(NOW - days)
+    times = times_of(events)
+    for i in range(int(events.offsets[row]), int(events.offsets[row + 1])):
+        event: dict[str, Any] = {"code": events.codes[events.code[i]], "unit": events.units[events.unit[i]]}
+        if not np.isnat(times[i]):
+            event["time"] = str(times[i])
+        if not np.isnan(events.value[i]):
+            event["value"] = float(events.value[i])
+        document["events"].append(event)
+    return document
+
+
+def times_of(events: Events) -> npt.NDArray[np.datetime64]:
+    """datetime64[us]: what ``gap`` counts from; NaT = static."""
+    time = NOW - (events.gap.astype(np.float64) * _DAY).astype("timedelta64[us]")
+    time[events.gap < 0] = np.datetime64("NaT")
+    return time
 
 
 def invented_patients(schema: InputSchema, n: int, seed: int) -> PatientStates:

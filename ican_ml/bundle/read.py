@@ -2,7 +2,8 @@
 
     model.onnx          the network, opset 20, one file
     schema.json         the input schema, and name, dtype, shape and range of every input and output of the network
-    golden.npz          inputs and expected outputs of a few invented patients
+    golden.json         a few invented patients, each with treatments to ask about
+    golden.npz          what they become as inputs of the network, its outputs, and the predictions made of these
     calibration.json    slope, intercept and prediction sets of binary tasks, where tuning subjects sufficed
     applicability.json  how patients like those of training look to the network, where it was fitted
     model_card.md       what the model is for, how well it does it and for whom; model_card.json has the same
@@ -33,23 +34,24 @@ import numpy.typing as npt
 from ican_ml.bundle.graph import GraphError, check_graph
 from ican_ml.evaluation.applicability import Applicability
 from ican_ml.evaluation.conformal import Calibration, calibrations
+from ican_ml.inputs.encode import Arrays
 from ican_ml.inputs.schema import InputSchema
 
 FORMAT = "ican-bundle/1"
 MODEL, SCHEMA, GOLDEN, MANIFEST = "model.onnx", "schema.json", "golden.npz", "manifest.json"
+CASES = "golden.json"
 CALIBRATION, CALIBRATION_FORMAT = "calibration.json", "ican-calibration/1"
 APPLICABILITY, CARD, CARD_TEXT = "applicability.json", "model_card.json", "model_card.md"
 OPSET = 20
-_OPTIONAL = (CALIBRATION, APPLICABILITY, CARD, CARD_TEXT)
+_OPTIONAL = (CASES, CALIBRATION, APPLICABILITY, CARD, CARD_TEXT)
 _LARGEST = {MODEL: 1 << 31, SCHEMA: 1 << 28, GOLDEN: 1 << 26}
 _LARGEST_OTHER = 1 << 24
 _LARGEST_TOLERANCE = 1e-3
-_MALFORMED = (
+MALFORMED = (
     *(KeyError, TypeError, AttributeError, IndexError, ArithmeticError, ValueError, MemoryError, EOFError),
     *(zipfile.BadZipFile, zlib.error, NotImplementedError),
 )
 _SEAL = "sealed"
-Arrays = dict[str, npt.NDArray[np.generic]]
 
 
 class BundleError(ValueError):
@@ -68,8 +70,10 @@ class Bundle:
         How a patient becomes inputs.
     inputs, outputs
         The network's own: one ``{"name", "dtype", "shape"}`` each.
-    golden_inputs, golden_outputs
-        What the network must answer, within ``tolerance``.
+    golden_cases
+        Invented patients and treatments (:mod:`ican_ml.bundle.golden`); none in a bundle of before.
+    golden_inputs, golden_outputs, golden_answers
+        What these become, what the network must answer, within ``tolerance``, and the prediction of each task.
     calibration
         By binary task, where it has one. The network's answers are calibrated already.
     applicability
@@ -84,8 +88,10 @@ class Bundle:
     schema: InputSchema
     inputs: tuple[Mapping[str, Any], ...]
     outputs: tuple[Mapping[str, Any], ...]
+    golden_cases: tuple[Mapping[str, Any], ...]
     golden_inputs: Arrays
     golden_outputs: Arrays
+    golden_answers: Arrays
     tolerance: float
     manifest: Mapping[str, Any]
     calibration: Mapping[str, Calibration]
@@ -120,7 +126,7 @@ def open_bundle(path: str | Path) -> Bundle:
         return _opened(_read_checked(folder, manifest["sha256"]), manifest, content)
     except GraphError as error:
         raise BundleError(f"bundle: {MODEL}: {error}; export it again with this version") from None
-    except _MALFORMED as error:
+    except MALFORMED as error:
         if isinstance(error, BundleError):
             raise
         raise BundleError(
@@ -141,8 +147,10 @@ def _opened(files: Mapping[str, bytes], manifest: Mapping[str, Any], content: by
         schema=InputSchema.from_json(document["patient"]),
         inputs=tuple(document["inputs"]),
         outputs=tuple(document["outputs"]),
-        golden_inputs={k.removeprefix("in/"): v for k, v in arrays.items() if k.startswith("in/")},
-        golden_outputs={k.removeprefix("out/"): v for k, v in arrays.items() if k.startswith("out/")},
+        golden_cases=tuple(_parsed(CASES, files[CASES])["cases"]) if CASES in files else (),
+        golden_inputs=_named("in/", arrays),
+        golden_outputs=_named("out/", arrays),
+        golden_answers=_named("answer/", arrays),
         tolerance=tolerance,
         manifest=manifest,
         calibration=_calibration(files.get(CALIBRATION)),
@@ -174,6 +182,10 @@ def _golden(content: bytes) -> Arrays:
         raise BundleError(f"bundle: expected {GOLDEN} to unpack to at most {_LARGEST[GOLDEN]} bytes, got {unpacked}")
     with np.load(io.BytesIO(content), allow_pickle=False) as golden:
         return dict(golden)
+
+
+def _named(prefix: str, arrays: Arrays) -> Arrays:
+    return {name.removeprefix(prefix): values for name, values in arrays.items() if name.startswith(prefix)}
 
 
 def _calibration(content: bytes | None) -> dict[str, Calibration]:
@@ -225,7 +237,14 @@ def sealed(manifest: Mapping[str, Any]) -> bytes:
 
 
 def deviation(got: npt.NDArray[np.generic], expected: npt.NDArray[np.generic]) -> float:
-    """Largest difference between two outputs, of numbers beyond +-1 as a share of them."""
+    """Largest difference between two arrays: of integers as it is, of numbers beyond +-1 as a share of them.
+
+    Infinite where their shapes differ.
+    """
+    if got.shape != expected.shape:
+        return float("inf")
+    if expected.dtype.kind == "i":
+        return float(np.abs(got.astype(np.int64) - expected.astype(np.int64)).max(initial=0))
     exact = expected.astype(np.float64)
     return float((np.abs(got.astype(np.float64) - exact) / np.maximum(1.0, np.abs(exact))).max(initial=0.0))
 

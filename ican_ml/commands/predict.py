@@ -122,10 +122,14 @@ def _as_table(answer: Answer) -> str:
     names = ["+".join(ranked.regimen) or "(none)" for ranked in answer.ranked]
     width = max(len("treatment"), *(len(name) for name in names))
     sets = [f"{task} at {coverage:.0%}".ljust(_SET) for task, coverage in answer.coverage.items()]
-    head = [*(f"{task:>12}" for task in tasks), *sets]
+    intervals = {task: f"{task}, 95%".ljust(_SET) for task in answer.ranked[0].interval}
+    head = [*(f"{task:>12}" for task in tasks), *intervals.values(), *sets]
     lines = [("rank  " + "treatment".ljust(width) + "".join(f"  {name}" for name in head)).rstrip()]
     for i, (name, ranked) in enumerate(zip(names, answer.ranked, strict=True), start=1):
         values = "".join(f"  {ranked.prediction[task]:12.3f}" for task in tasks)
+        for task, title in intervals.items():
+            low, high = ranked.interval[task]
+            values += f"  {f'{low:.3f} to {high:.3f}'.ljust(len(title))}"
         values += "".join(f"  {_set_text(ranked.sets[task]).ljust(_SET)}" for task in answer.coverage)
         unknown = f"  not seen in training: {', '.join(ranked.unknown_drugs)}" if ranked.unknown_drugs else ""
         lines.append(f"{i:>4}  {name.ljust(width)}{values}{unknown}".rstrip())

@@ -6,8 +6,11 @@ import argparse
 import logging
 import signal
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from ican_ml.serving.config import ServiceConfig
 
 if TYPE_CHECKING:
     from ican_ml.commands import Commands
@@ -28,28 +31,27 @@ def add(commands: Commands) -> None:
         "--tls-certificate service.crt --tls-key service.key",
     )
     parser.add_argument("bundle", type=Path, nargs="?", metavar="BUNDLE", help="folder of the bundle")
-    parser.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="where to listen (%(default)s)")
+    parser.add_argument("--host", metavar="ADDRESS", help="where to listen (%(default)s)")
     parser.add_argument("--port", type=int, default=8080, metavar="N", help="(%(default)s)")
-    parser.add_argument("--name", default="ican", help="of the model in the inference protocol (%(default)s)")
+    parser.add_argument("--name", help="of the model in the inference protocol (%(default)s)")
     parser.add_argument("--tokens", type=Path, metavar="FILE", help="who may ask: names and digests of bearer tokens")
     parser.add_argument("--new-token", metavar="NAME", help="add a caller to --tokens, print the token once, and end")
     parser.add_argument("--audit-log", type=Path, metavar="FILE", help="JSON lines of who asked; no health data")
     parser.add_argument("--tls-certificate", type=Path, metavar="FILE", help="PEM")
     parser.add_argument("--tls-key", type=Path, metavar="FILE", help="PEM")
-    parser.add_argument("--timezone", default="Europe/Helsinki", metavar="ZONE", help="of FHIR times (%(default)s)")
+    parser.add_argument("--timezone", metavar="ZONE", help="of FHIR times (%(default)s)")
     parser.add_argument("--assay", metavar="NAME", help="of variants in FHIR, where the model knows several")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where the network runs (%(default)s)")
-    parser.add_argument("--threads", type=int, default=1, metavar="N", help="of one prediction (%(default)s)")
-    parser.add_argument("--parallel", type=int, default=2, metavar="N", help="predictions at once (%(default)s)")
-    parser.add_argument("--waiting", type=int, default=64, metavar="N", help="requests that may wait (%(default)s)")
-    parser.add_argument("--seconds", type=float, default=30.0, metavar="S", help="longest answer (%(default)s)")
-    parser.add_argument("--most-bytes", type=int, default=8 << 20, metavar="N", help="of a request (%(default)s)")
-    parser.add_argument("--most-events", type=int, default=50_000, metavar="N", help="of a record (%(default)s)")
-    parser.add_argument("--most-treatments", type=int, default=256, metavar="N", help="of a request (%(default)s)")
-    parser.add_argument(
-        "--reload-every", type=float, default=5.0, metavar="S", help="look for a new bundle (%(default)s)"
-    )
-    parser.set_defaults(run=_run, extra="serve")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="where the network runs (%(default)s)")
+    parser.add_argument("--threads", type=int, metavar="N", help="of one prediction (%(default)s)")
+    parser.add_argument("--parallel", type=int, metavar="N", help="predictions at once (%(default)s)")
+    parser.add_argument("--waiting", type=int, metavar="N", help="requests that may wait (%(default)s)")
+    parser.add_argument("--seconds", type=float, metavar="S", help="longest answer (%(default)s)")
+    parser.add_argument("--most-bytes", type=int, metavar="N", help="of a request (%(default)s)")
+    parser.add_argument("--most-events", type=int, metavar="N", help="of a record (%(default)s)")
+    parser.add_argument("--most-treatments", type=int, metavar="N", help="of a request (%(default)s)")
+    parser.add_argument("--reload-every", type=float, metavar="S", help="look for a new bundle (%(default)s)")
+    defaults = {field.name: field.default for field in fields(ServiceConfig) if field.name != "bundle"}
+    parser.set_defaults(run=_run, extra="serve", **defaults)
 
 
 def _run(parsed: argparse.Namespace) -> None:
@@ -69,27 +71,9 @@ def _run(parsed: argparse.Namespace) -> None:
             raise ValueError(f"{path.name}: expected a file, found none")
     import uvicorn
 
-    from ican_ml.serving.config import ServiceConfig
     from ican_ml.serving.service import create_app
 
-    config = ServiceConfig(
-        bundle=parsed.bundle,
-        host=parsed.host,
-        name=parsed.name,
-        tokens=parsed.tokens,
-        audit_log=parsed.audit_log,
-        timezone=parsed.timezone,
-        assay=parsed.assay,
-        device=parsed.device,
-        threads=parsed.threads,
-        parallel=parsed.parallel,
-        waiting=parsed.waiting,
-        seconds=parsed.seconds,
-        most_bytes=parsed.most_bytes,
-        most_events=parsed.most_events,
-        most_treatments=parsed.most_treatments,
-        reload_every=parsed.reload_every,
-    )
+    config = ServiceConfig(**{field.name: getattr(parsed, field.name) for field in fields(ServiceConfig)})
     logging.basicConfig(level=logging.INFO, format="%(asctime)s  %(message)s", datefmt="%H:%M:%S")
     app = create_app(config)
     scheme = "https" if parsed.tls_certificate else "http"

@@ -10,6 +10,9 @@ Episodes of one subject are alike, so it is subjects that are exchangeable, not 
 exact: coverage is right as subjects become many, and what it varies with is their number, not that of the episodes.
 Held-out coverage is therefore told with an interval by subject. Nor is it a promise for each indication: the report
 shows those apart.
+
+A set is about one patient. About all who get the same probability there is an *interval*: how closely the tuning
+subjects tell the share of them in whom it happens.
 """
 
 from __future__ import annotations
@@ -26,8 +29,10 @@ from ican_ml.evaluation.evaluate import MIN_SUBJECTS, GroupMetrics
 from ican_ml.evaluation.outcome import BoolArray, FloatArray
 from ican_ml.evaluation.table import Cell
 from ican_ml.evaluation.weighted import weighted_mean
+from ican_ml.inputs.answer import sigmoid
 
 METHOD = "Platt scaling, split conformal sets"
+_Z95, _SMALLEST = 1.959964, 1e-9
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,6 +50,9 @@ class Calibration:
         Largest nonconformity of an answer in the set, 0 to 1.
     n_episodes, n_subjects
         That they come from.
+    variance
+        How closely they tell the calibration: variance of the log of the slope, its covariance with the intercept,
+        variance of that; None in bundles of before.
     """
 
     task: str
@@ -55,6 +63,7 @@ class Calibration:
     n_episodes: int
     n_subjects: int
     method: str = METHOD
+    variance: tuple[float, float, float] | None = None
 
     @property
     def answers(self) -> tuple[str, str]:
@@ -70,6 +79,18 @@ class Calibration:
         inside = self.members(np.asarray(probability)).tolist()
         return tuple(answer for answer, kept in zip(self.answers, inside, strict=True) if kept)
 
+    def interval(self, probability: float) -> tuple[float, float] | None:
+        """95% interval of the share in whom it happens, among all who get this calibrated probability."""
+        if self.variance is None:
+            return None
+        of_slope, both, of_intercept = self.variance
+        inside = min(max(probability, _SMALLEST), 1 - _SMALLEST)
+        logit = math.log(inside / (1 - inside))
+        moved = logit - self.intercept  # by the log of the slope
+        reach = _Z95 * math.sqrt(max(moved**2 * of_slope + 2 * moved * both + of_intercept, 0.0))
+        low, high = sigmoid(np.array([logit - reach, logit + reach])).tolist()
+        return min(low, probability), max(high, probability)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain dictionary."""
         return asdict(self)
@@ -77,7 +98,10 @@ class Calibration:
 
 def calibrations(found: Iterable[Mapping[str, Any]]) -> dict[str, Calibration]:
     """By task: what :meth:`Calibration.to_dict` wrote."""
-    return {entry["task"]: Calibration(**entry) for entry in found}
+    return {
+        entry["task"]: Calibration(**{**entry, "variance": tuple(entry["variance"]) if entry.get("variance") else None})
+        for entry in found
+    }
 
 
 def conformal_quantile(nonconformity: FloatArray, coverage: float) -> float:

@@ -46,6 +46,7 @@ from ican_ml.records.vocabulary import Events, Record
 
 Float32 = npt.NDArray[np.float32]
 Int64 = npt.NDArray[np.int64]
+Arrays = dict[str, npt.NDArray[np.generic]]
 
 DAYS_PER_YEAR = np.float32(365.25)
 _SUMMARY_LIMIT = np.float32(10.0)
@@ -263,9 +264,9 @@ def _encode_covariates(schema: InputSchema, values: Mapping[str, Sequence[object
     return np.concatenate(columns, axis=1) if columns else np.empty((n_rows, 0), np.float32)
 
 
-def collate(encoded: EncodedPatients, rows: Int64) -> dict[str, npt.NDArray[np.generic]]:
+def collate(encoded: EncodedPatients, rows: Int64) -> Arrays:
     """Pad the chosen patients into the arrays of the module docstring; every padded axis is at least 1 long."""
-    batch: dict[str, npt.NDArray[np.generic]] = {}
+    batch: Arrays = {}
     for name, modality in encoded.modalities.items():
         matrix = modality.matrix.take(rows)
         tokens = modality.tokens[rows]
@@ -280,3 +281,20 @@ def collate(encoded: EncodedPatients, rows: Int64) -> dict[str, npt.NDArray[np.g
     batch |= {f"event_{name}": column for name, column in encoded.events.batch(rows).items()}
     batch["summary"] = encoded.summary.take(rows, axis=0)
     return batch | collate_regimens(encoded.regimens, rows)
+
+
+def joined(patients: Sequence[Arrays]) -> Arrays:
+    """The arrays of several patients as those of one batch: padded with zeros, which is padding everywhere."""
+    found: Arrays = {}
+    for name in patients[0] if patients else ():
+        parts = [patient[name] for patient in patients]
+        if name.endswith("_indptr"):
+            lengths = np.concatenate([np.diff(part.astype(np.int64)) for part in parts])
+            found[name] = np.append(0, np.cumsum(lengths)).astype(np.int64)
+            continue
+        widest = np.max([part.shape[1:] for part in parts], axis=0) if parts[0].ndim > 1 else []
+        padding = [
+            [(0, 0), *((0, int(w) - size) for w, size in zip(widest, part.shape[1:], strict=False))] for part in parts
+        ]
+        found[name] = np.concatenate([np.pad(part, pad) for part, pad in zip(parts, padding, strict=True)])
+    return found

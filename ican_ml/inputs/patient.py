@@ -24,6 +24,7 @@ from datetime import date, datetime
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from ican_ml.encoding.csr import CSRBatch
 from ican_ml.inputs.encode import OmicsRows, PatientStates
@@ -119,30 +120,34 @@ def _read_omics(modality: ModalitySchema, values: Mapping[str, Any], assay: obje
     if assay not in panels:
         raise PatientError(f"assays.{modality.name}: expected one of {panels}, got {assay!r}")
     panel = panels.index(str(assay)) + 1
-    measured = modality.measured()[panel]
-    position = modality.position
-    found: dict[int, float] = {}
-    for feature, value in values.items():
-        where = f"omics.{modality.name}.{feature}"
-        if value is None and modality.explicit:
-            continue
-        number = _number(where, value)
-        if modality.kind == "count" and number < 0:
-            raise PatientError(f"{where}: expected a count of at least 0, got {number:g}")
-        if modality.kind == "binary" and number not in (0, 1):
-            raise PatientError(f"{where}: expected 0 or 1, got {number:g}")
-        if feature in position and (number != 0 or modality.explicit):
-            if not modality.explicit and not measured[position[feature]]:
-                raise PatientError(f"{where}: expected a feature that the assay {assay!r} measures, got {number:g}")
-            found[position[feature]] = number
-    indices = np.array(sorted(found), np.int32)
+    position, where = modality.position, f"omics.{modality.name}"
+    given = {feature: value for feature, value in values.items() if not (value is None and modality.explicit)}
+    features = list(given)
+    numbers = [
+        value if type(value) in (int, float) and -_LARGEST <= value <= _LARGEST else _number(f"{where}.{f}", value)
+        for f, value in given.items()
+    ]
+    number = np.array(numbers, np.float32)
+    at = np.array([position.get(feature, -1) for feature in features], np.int64)
+
+    def refuse(wrong: npt.NDArray[np.bool_], expected: str) -> None:
+        for i in np.flatnonzero(wrong).tolist()[:1]:
+            raise PatientError(f"{where}.{features[i]}: expected {expected}, got {numbers[i]:g}")
+
+    if modality.kind == "count":
+        refuse(number < 0, "a count of at least 0")
+    elif modality.kind == "binary":
+        refuse((number != 0) & (number != 1), "0 or 1")
+    kept = (at >= 0) & ((number != 0) | modality.explicit)
+    if not modality.explicit:
+        refuse(kept & ~modality.measured()[panel][at], f"a feature that the assay {assay!r} measures")
+    kept = np.flatnonzero(kept)
+    kept = kept[np.argsort(at[kept])]
     matrix = CSRBatch(
-        np.array([0, len(indices)], np.int64),
-        indices,
-        np.array([found[int(i)] for i in indices], np.float32),
-        len(modality.features),
+        np.array([0, len(kept)], np.int64), at[kept].astype(np.int32), number[kept], len(modality.features)
     )
-    return OmicsRows(matrix=matrix, panel=np.array([panel], np.int64)), sum(f not in position for f in values)
+    unknown = len(values.keys() - position.keys())
+    return OmicsRows(matrix=matrix, panel=np.array([panel], np.int64)), unknown
 
 
 def _read_events(schema: InputSchema, patient: Mapping[str, Any], moment: np.datetime64) -> tuple[Events, int]:
@@ -225,7 +230,7 @@ def _number(where: str, value: object) -> float:
         raise PatientError(f"{where}: expected a number, got {value!r}")
     if not -_LARGEST <= value <= _LARGEST:
         raise PatientError(f"{where}: expected a finite number that fits float32, got {value!r:.40}")
-    return float(np.float32(value))
+    return float(value)
 
 
 def _time(where: str, value: object) -> np.datetime64:

@@ -113,7 +113,7 @@ def _target_state(
     known = np.zeros_like(state)
     for m, modality in enumerate(schema.modalities):
         matrix, panel = modalities[modality.name]
-        feature = schema.feature_of_gene(modality)[genes]
+        feature = schema.feature_of_gene[modality.name][genes]
         state[:, :, m], stored = lookup(matrix, feature, backend="reference")
         measured = stored if modality.explicit else modality.measured()[panel[:, None], feature]
         known[:, :, m] = measured & (feature >= 0) & (genes >= FIRST_KNOWN)

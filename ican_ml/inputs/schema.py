@@ -20,6 +20,7 @@ from ican_ml.records.aggregates import Aggregates
 from ican_ml.records.vocabulary import Vocabulary
 
 ENCODING = "ican-inputs/1"
+MODALITY_KINDS, TASK_KINDS = ("count", "binary", "continuous"), ("binary", "survival", "regression")
 PADDING, UNKNOWN, FIRST_KNOWN = 0, 1, 2
 Float32 = npt.NDArray[np.float32]
 
@@ -108,7 +109,10 @@ class Task:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class InputSchema:
-    """Everything fitted that lies between a patient and the network. See the module docstring for the identifiers."""
+    """Everything fitted that lies between a patient and the network. See the module docstring for the identifiers.
+
+    ``feature_of_gene``, by modality: int64 [n_genes], position of each gene's first feature, -1 where it has none.
+    """
 
     modalities: tuple[ModalitySchema, ...]
     genes: tuple[str, ...]
@@ -127,10 +131,12 @@ class InputSchema:
     gene_id: dict[str, int] = field(init=False, repr=False, compare=False)
     drug_id: dict[str, int] = field(init=False, repr=False, compare=False)
     class_id: dict[str, int] = field(init=False, repr=False, compare=False)
+    feature_of_gene: dict[str, npt.NDArray[np.int64]] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         for name, values in (("gene_id", self.genes), ("drug_id", self.drugs), ("class_id", self.classes)):
             object.__setattr__(self, name, {value: i for i, value in enumerate(values, start=FIRST_KNOWN)})
+        object.__setattr__(self, "feature_of_gene", {m.name: self._feature_of_gene(m) for m in self.modalities})
 
     @property
     def summary_names(self) -> tuple[str, ...]:
@@ -143,8 +149,7 @@ class InputSchema:
         """Rows of the gene embedding, padding and unknown included."""
         return len(self.genes) + FIRST_KNOWN
 
-    def feature_of_gene(self, modality: ModalitySchema) -> npt.NDArray[np.int64]:
-        """int64 [n_genes]: position of each gene's first feature in ``modality``, -1 where it has none."""
+    def _feature_of_gene(self, modality: ModalitySchema) -> npt.NDArray[np.int64]:
         feature = np.full(self.n_genes, -1, dtype=np.int64)
         for position in range(len(modality.genes) - 1, -1, -1):
             feature[self.gene_id[modality.genes[position]]] = position
@@ -201,7 +206,7 @@ class InputSchema:
             ),
             summary_mean=np.asarray(document["summary_mean"], dtype=np.float32),
             summary_inverse_sd=np.asarray(document["summary_inverse_sd"], dtype=np.float32),
-            tasks=tuple(Task(**{**t, "edges": tuple(t["edges"])}) for t in document["tasks"]),
+            tasks=tuple(_task_from_json(t) for t in document["tasks"]),
         )
 
 
@@ -220,7 +225,18 @@ def _modality_to_json(modality: ModalitySchema) -> dict[str, Any]:
     }
 
 
+def _check_kind(document: Mapping[str, Any], kinds: tuple[str, ...]) -> None:
+    if document["kind"] not in kinds:
+        raise ValueError(f"input schema: expected a kind among {', '.join(kinds)}, got {document['kind']!r:.80}")
+
+
+def _task_from_json(document: Mapping[str, Any]) -> Task:
+    _check_kind(document, TASK_KINDS)
+    return Task(**{**document, "edges": tuple(document["edges"])})
+
+
 def _modality_from_json(document: Mapping[str, Any]) -> ModalitySchema:
+    _check_kind(document, MODALITY_KINDS)
     arrays = {key: np.asarray(document[key], dtype=np.float32) for key in ("mean", "inverse_sd", "rank_scale")}
     return ModalitySchema(
         name=document["name"],

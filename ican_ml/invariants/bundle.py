@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
-from ican_ml.bundle.read import Arrays
+from ican_ml.bundle.golden import as_document
 from ican_ml.evaluation.applicability import EMBEDDING
-from ican_ml.inputs.encode import PatientStates
+from ican_ml.inputs.encode import Arrays, PatientStates
 from ican_ml.inputs.regimens import Regimen
 from ican_ml.invariants.answers import TOLERANCE, answer_checks
 from ican_ml.invariants.checks import Checks, demand_same, named, run_all
-from ican_ml.invariants.patients import as_document, draw_patients, shuffled
+from ican_ml.invariants.patients import draw_patients, shuffled
 from ican_ml.serving.predictor import Predictor
 
 

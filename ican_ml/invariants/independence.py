@@ -13,6 +13,7 @@ from functools import cached_property
 
 import numpy as np
 
+from ican_ml.bundle.golden import as_document
 from ican_ml.encoding.csr import CSRBatch
 from ican_ml.inputs.encode import PatientStates
 from ican_ml.inputs.patient import read_patient
@@ -21,7 +22,6 @@ from ican_ml.inputs.schema import InputSchema
 from ican_ml.invariants.checks import Arrays, Failure, InvariantError, demand_finite, demand_same
 from ican_ml.invariants.patients import (
     Int64,
-    as_document,
     draw_patients,
     extreme_patients,
     one_token,

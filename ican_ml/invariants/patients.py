@@ -14,14 +14,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ican_ml.bundle.golden import invented_patients
+from ican_ml.bundle.golden import NOW, invented_patients, times_of
 from ican_ml.encoding.csr import CSRBatch
 from ican_ml.inputs.encode import OmicsRows, PatientStates
 from ican_ml.inputs.schema import InputSchema, ModalitySchema
 from ican_ml.records.store import BIRTH, build_store, history
 from ican_ml.records.vocabulary import Events
 
-NOW = np.datetime64("2024-05-02T08:00", "us")
 _DAY = np.timedelta64(86_400_000_000, "us")
 _GAPS = (-1.0, 0.0, 1.0, 30.0, 400.0)
 _MOST_SUBSETS = 32
@@ -66,7 +65,7 @@ def through_source(events: Events, order: Int64) -> Events:
     birth = NOW - (events.age[born].astype(np.float64) * 365.25 * _DAY.astype(np.int64)).astype("timedelta64[us]")
     store = build_store(
         subject_id=np.concatenate([events.row_ids()[order], born]),
-        time=np.concatenate([_times(events)[order], birth]),
+        time=np.concatenate([times_of(events)[order], birth]),
         code=np.concatenate([events.code[order].astype(np.int64), np.full(len(born), len(events.codes))]),
         value=np.concatenate([events.value[order], np.full(len(born), np.nan, np.float32)]),
         unit=np.concatenate([events.unit[order].astype(np.int64), np.zeros(len(born), np.int64)]),
@@ -75,13 +74,6 @@ def through_source(events: Events, order: Int64) -> Events:
         parents=events.parents,
     )
     return history(store, np.arange(events.n_rows), np.full(events.n_rows, NOW))
-
-
-def _times(events: Events) -> npt.NDArray[np.datetime64]:
-    """datetime64[us]: what ``gap`` counts from; NaT = static."""
-    time = NOW - (events.gap.astype(np.float64) * _DAY.astype(np.int64)).astype("timedelta64[us]")
-    time[events.gap < 0] = np.datetime64("NaT")
-    return time
 
 
 def take(states: PatientStates, rows: Sequence[int]) -> PatientStates:
@@ -217,34 +209,6 @@ def _extreme_events(schema: InputSchema) -> Events | None:
         parents=schema.vocabulary.parents,
     )
     return through_source(events, np.arange(len(events.code)))
-
-
-def as_document(schema: InputSchema, states: PatientStates, row: int) -> dict[str, Any]:
-    """One patient as the plain dictionary that :mod:`ican_ml.inputs.patient` reads."""
-    document: dict[str, Any] = {"prediction_time": str(NOW), "omics": {}, "assays": {}, "events": []}
-    for modality in schema.modalities:
-        part = states.omics[modality.name]
-        if part.panel[row]:
-            one = part.matrix.take(np.array([row]))
-            values = zip(one.indices.tolist(), one.values.tolist(), strict=True)
-            document["omics"][modality.name] = {modality.features[i]: value for i, value in values}
-            document["assays"][modality.name] = list(modality.panels)[int(part.panel[row]) - 1]
-    document["covariates"] = {name: values[row] for name, values in states.covariates.items()}
-    if states.events is None:
-        return document
-    events = states.events
-    if not np.isnan(events.age[row]):
-        days = np.timedelta64(round(float(events.age[row]) * 365.25), "D")
-        document["birth_time"] = str(NOW - days)
-    times = _times(events)
-    for i in range(int(events.offsets[row]), int(events.offsets[row + 1])):
-        event: dict[str, Any] = {"code": events.codes[events.code[i]], "unit": events.units[events.unit[i]]}
-        if not np.isnat(times[i]):
-            event["time"] = str(times[i])
-        if not np.isnan(events.value[i]):
-            event["value"] = float(events.value[i])
-        document["events"].append(event)
-    return document
 
 
 def shuffled(document: Any, rng: np.random.Generator) -> Any:

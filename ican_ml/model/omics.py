@@ -74,7 +74,7 @@ class FeatureBag(nn.Module):
     def dense(self, indptr: Tensor, indices: Tensor, scaled: Tensor, panel_B: Tensor) -> Tensor:
         """``[B, F]``: what the weights are summed over."""
         dense_BF = -self.offset[panel_B]
-        row = torch.repeat_interleave(torch.arange(len(panel_B)), indptr.diff())
+        row = torch.repeat_interleave(torch.arange(panel_B.shape[0]), indptr.diff())
         return dense_BF.index_put((row, indices), scaled, accumulate=True)
 
 

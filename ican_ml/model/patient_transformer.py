@@ -122,7 +122,7 @@ class PatientTransformer(nn.Module):
         self.modality_dropout = config.modality_dropout
         self.scales = nn.ModuleDict({m.name: FeatureScale(m) for m in schema.modalities})
         self.explicit = {m.name: m.explicit for m in schema.modalities}
-        self.target_state = TargetState([torch.tensor(schema.feature_of_gene(m)) for m in schema.modalities])
+        self.target_state = TargetState([torch.tensor(schema.feature_of_gene[m.name]) for m in schema.modalities])
         self.earlier = None if earlier is None else earlier.requires_grad_(False)
         self.wide = WidePath(schema, 0 if earlier is None else len(earlier.tasks))
         self.trees = TreePath(schema, config.trees, config.tree_depth, config.members) if config.trees else None
@@ -318,7 +318,7 @@ class PatientTransformer(nn.Module):
     def _drop_modalities(self, batch: Batch) -> tuple[Batch, Tensor]:
         """In training, whole modalities at random; and which are kept ``[B, M]``. The summary always stays."""
         known_BRGM = batch["treatment_state_known"]
-        n_patients, n_modalities = len(known_BRGM), known_BRGM.shape[-1]
+        n_patients, n_modalities = known_BRGM.shape[0], known_BRGM.shape[-1]  # len() would fix it in an exported graph
         if not (self.training and self.modality_dropout > 0):
             return batch, known_BRGM.new_ones(n_patients, n_modalities)
         kept_BM = torch.rand(n_patients, n_modalities, device=known_BRGM.device) >= self.modality_dropout

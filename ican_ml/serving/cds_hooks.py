@@ -13,7 +13,7 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 from ican_ml.serving.errors import ServiceError
-from ican_ml.serving.predictor import Answer, Predictor
+from ican_ml.serving.predictor import Answer, Predictor, Ranked
 
 SERVICE = "ican-treatments"
 _HOOK = "patient-view"
@@ -82,6 +82,11 @@ def now(timezone: str) -> str:
     return datetime.now(ZoneInfo(timezone)).replace(tzinfo=None).isoformat(timespec="seconds")
 
 
+def _told(task: str, ranked: Ranked) -> str:
+    ends = ranked.interval.get(task)
+    return f"{ranked.prediction[task]:.3g}" + (f" (95% interval {ends[0]:.3g} to {ends[1]:.3g})" if ends else "")
+
+
 def cards_document(predictor: Predictor, answer: Answer) -> dict[str, Any]:
     """``POST /cds-services/{id}``: one card; where the model abstains it says so and names no treatment."""
     source = {"label": f"ican_ml, bundle {predictor.version}"}
@@ -93,7 +98,7 @@ def cards_document(predictor: Predictor, answer: Answer) -> dict[str, Any]:
     first = answer.ranked[0]
     summary = f"Ranked first by predicted {answer.task}: {' + '.join(first.regimen)}"
     lines = [f"| treatment | {answer.task} |", "|---|---|"]
-    lines += [f"| {' + '.join(each.regimen)} | {each.prediction[answer.task]:.3g} |" for each in answer.ranked[:_TOP]]
+    lines += [f"| {' + '.join(each.regimen)} | {_told(answer.task, each)} |" for each in answer.ranked[:_TOP]]
     lines += ["", "Associations in past patients, not effects. Research software, not a medical device."]
     return {
         "cards": [{"summary": summary[:_SUMMARY], "indicator": "info", "detail": "\n".join(lines), "source": source}]

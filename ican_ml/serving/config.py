@@ -5,9 +5,10 @@ from __future__ import annotations
 import ipaddress
 from dataclasses import dataclass
 from pathlib import Path
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+from typing import TYPE_CHECKING
 
-from ican_ml.serving.predictor import Device
+if TYPE_CHECKING:
+    from ican_ml.serving.predictor import Device
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,6 +60,8 @@ class ServiceConfig:
                 raise ValueError(f"{name.replace('_', '-')}: expected more than 0, got {getattr(self, name):g}")
         if not self.reload_every > 0:
             raise ValueError(f"reload-every: expected more than 0 seconds, got {self.reload_every:g}")
+        from zoneinfo import ZoneInfo, ZoneInfoNotFoundError  # slow to start, and `ican --help` needs none
+
         try:
             ZoneInfo(self.timezone)
         except (ZoneInfoNotFoundError, ValueError):

@@ -19,6 +19,7 @@ def answer_document(predictor: Predictor, answer: Answer) -> dict[str, Any]:
                 "treatment": list(ranked.regimen),
                 "prediction": ranked.prediction,
                 "sets": {task: list(answers) for task, answers in ranked.sets.items()},
+                "interval": {task: list(ends) for task, ends in ranked.interval.items()},
                 "uncertainty": ranked.uncertainty,
                 "event_free": {
                     task: {"days": edges[task], "probability": list(curve)} for task, curve in ranked.event_free.items()

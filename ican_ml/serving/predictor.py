@@ -17,10 +17,11 @@ from typing import Any, Literal
 import numpy as np
 import onnxruntime
 
-from ican_ml.bundle.read import Arrays, BundleError, deviation, open_bundle
+from ican_ml.bundle.golden import prove
+from ican_ml.bundle.read import BundleError, open_bundle
 from ican_ml.evaluation.applicability import EMBEDDING, Judgement
-from ican_ml.inputs.answer import event_free, members_of, summarise, uncertainty
-from ican_ml.inputs.encode import collate, encode
+from ican_ml.inputs.answer import Float64, event_free, members_of, summarise, uncertainty
+from ican_ml.inputs.encode import Arrays, collate, encode, joined
 from ican_ml.inputs.limits import InputError, check_inputs, input_limits
 from ican_ml.inputs.patient import PatientError, PatientNotes, read_patient
 from ican_ml.inputs.regimens import INHIBITOR, Regimen
@@ -47,6 +48,8 @@ class Ranked:
     sets
         By calibrated binary task: the answers that are not ruled out at the task's coverage. One, or both or neither
         where it is undecided (:mod:`ican_ml.evaluation.conformal`).
+    interval
+        By calibrated binary task: 95% interval of the share in whom it happens, among all who get this probability.
     uncertainty
         By task of a model with several members: `aleatoric` and `epistemic`, see
         :func:`ican_ml.inputs.answer.uncertainty`.
@@ -58,6 +61,7 @@ class Ranked:
     prediction: dict[str, float]
     unknown_drugs: tuple[str, ...]
     sets: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    interval: dict[str, tuple[float, float]] = field(default_factory=dict)
     uncertainty: dict[str, dict[str, float]] = field(default_factory=dict)
     event_free: dict[str, tuple[float, ...]] = field(default_factory=dict)
 
@@ -211,15 +215,8 @@ class Predictor:
         return dict(zip(self._output_names, self._session.run(None, used), strict=True))
 
     def prove(self) -> None:
-        """Raise BundleError unless the golden cases come out as exported."""
-        outputs = self.run(self._bundle.golden_inputs)
-        for name, expected in self._bundle.golden_outputs.items():
-            difference = deviation(outputs[name], expected)
-            if not difference <= self._bundle.tolerance:
-                raise BundleError(
-                    f"bundle: golden case of {name!r} differs by {difference:.2g}, expected at most "
-                    f"{self._bundle.tolerance:g}; this machine or its onnxruntime does not compute what was exported"
-                )
+        """Raise BundleError unless the golden cases come out as exported (:func:`ican_ml.bundle.golden.prove`)."""
+        prove(self._bundle, self.run)
 
     def _answer(
         self,
@@ -239,28 +236,43 @@ class Predictor:
         headline = self.schema.tasks[0]
         sign = 1 if headline.kind == "regression" else -1
         order = np.argsort(sign * predictions[headline.name], kind="stable")
+        doubts = {
+            task.name: uncertainty(task, outputs[members_of(task)])
+            for task in self.schema.tasks
+            if members_of(task) in outputs
+        }
         known = self._bundle.applicability
         return Answer(
             task=headline.name,
-            ranked=tuple(self._ranked(regimens[i], int(i), outputs, predictions) for i in order),
+            ranked=tuple(self._ranked(regimens[i], int(i), outputs, predictions, doubts) for i in order),
             notes=notes,
             coverage={name: calibration.coverage for name, calibration in self.calibration.items()},
             applicability=known.judge(outputs[EMBEDDING], notes.record, notes.missing) if known is not None else None,
             drivers=self._drivers(patient, regimens[order[0]]) if explain else (),
         )
 
-    def _ranked(self, regimen: Regimen, i: int, outputs: Arrays, predictions: Mapping[str, Any]) -> Ranked:
-        doubts = {}
-        for task in self.schema.tasks:
-            if members_of(task) in outputs:
-                aleatoric, epistemic = uncertainty(task, outputs[members_of(task)][i])
-                doubts[task.name] = {"aleatoric": float(aleatoric), "epistemic": float(epistemic)}
+    def _ranked(
+        self,
+        regimen: Regimen,
+        i: int,
+        outputs: Arrays,
+        predictions: Mapping[str, Any],
+        doubts: Mapping[str, tuple[Float64, Float64]],
+    ) -> Ranked:
         return Ranked(
             regimen=regimen,
             prediction={name: float(values[i]) for name, values in predictions.items()},
             unknown_drugs=tuple(d for d in regimen if d not in self.schema.drug_id and not d.startswith(INHIBITOR)),
             sets={name: each.answer_set(predictions[name][i]) for name, each in self.calibration.items()},
-            uncertainty=doubts,
+            interval={
+                name: found
+                for name, each in self.calibration.items()
+                if (found := each.interval(float(predictions[name][i]))) is not None
+            },
+            uncertainty={
+                name: {"aleatoric": float(aleatoric[i]), "epistemic": float(epistemic[i])}
+                for name, (aleatoric, epistemic) in doubts.items()
+            },
             event_free={
                 task.name: tuple(event_free(outputs[task.name][i]).tolist())
                 for task in self.schema.tasks
@@ -295,23 +307,6 @@ class Predictor:
                     f"{len(self.schema.genes)} genes"
                 )
         return regimen
-
-
-def joined(patients: Sequence[Arrays]) -> Arrays:
-    """The arrays of several patients as those of one batch: padded with zeros, which is padding everywhere."""
-    found: Arrays = {}
-    for name in patients[0]:
-        parts = [patient[name] for patient in patients]
-        if name.endswith("_indptr"):
-            lengths = np.concatenate([np.diff(part.astype(np.int64)) for part in parts])
-            found[name] = np.append(0, np.cumsum(lengths)).astype(np.int64)
-            continue
-        widest = np.max([part.shape[1:] for part in parts], axis=0) if parts[0].ndim > 1 else []
-        padding = [
-            [(0, 0), *((0, int(w) - size) for w, size in zip(widest, part.shape[1:], strict=False))] for part in parts
-        ]
-        found[name] = np.concatenate([np.pad(part, pad) for part, pad in zip(parts, padding, strict=True)])
-    return found
 
 
 def _session(model: bytes, threads: int, device: Device) -> onnxruntime.InferenceSession:

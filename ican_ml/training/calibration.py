@@ -69,6 +69,7 @@ def calibrate(
             quantile=conformal_quantile(np.where(happened == 1, 1 - probability, probability), coverage),
             n_episodes=len(happened),
             n_subjects=len(np.unique(subject[patient])),
+            variance=platt_variance(logit, happened, subject[patient], slope, intercept),
         )
     return found
 
@@ -98,6 +99,23 @@ def platt(logit: Float64, happened: Float64) -> tuple[float, float]:
     x = minimize(penalised, np.zeros(2), jac=True, method="L-BFGS-B", bounds=[(-5.0, 5.0), (None, None)]).x
     slope, intercept = float(np.float32(np.exp(x[0]))), float(np.float32(x[1]))
     return (slope, intercept) if loss(slope, intercept) < loss(1.0, 0.0) else (1.0, 0.0)
+
+
+def platt_variance(
+    logit: Float64, happened: Float64, subject: Int64, slope: float, intercept: float
+) -> tuple[float, float, float]:
+    """Variance of the log slope, covariance, variance of the intercept: the sandwich of a subject's episodes together.
+
+    Huber 1967; Liang and Zeger 1986 for clusters. The prior's curvature is in its bread.
+    """
+    probability = sigmoid(slope * logit + intercept)
+    moved = np.stack([slope * logit, np.ones_like(logit)], axis=1)
+    bread = np.linalg.inv(moved.T @ (moved * (probability * (1 - probability))[:, None]) + np.eye(2) / _PRIOR_SD**2)
+    who, place = np.unique(subject, return_inverse=True)
+    gradient = np.zeros((len(who), 2))
+    np.add.at(gradient, place, moved * (probability - happened)[:, None])
+    found = bread @ gradient.T @ gradient @ bread * len(who) / (len(who) - 1)
+    return float(found[0, 0]), float(found[0, 1]), float(found[1, 1])
 
 
 def _episodes(

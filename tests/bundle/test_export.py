@@ -63,6 +63,7 @@ def test_onnx_answers_as_torch_beyond_the_sizes_it_was_traced_with(
 ) -> None:
     drugs = sim_schema.drugs
     many = [(drug,) for drug in drugs] + [drugs[:5], drugs, ("x", f"inhibitor:{sim_schema.genes[0]}", *drugs)]
+    many += [(drugs[0], drug) for drug in drugs[1:]]
     states = replace(sim_states.patients, regimens=[many] * len(sim_states.subject_id))
     wide = encode(replace(sim_schema, max_events=500), states)
     inputs = collate(wide, np.arange(12))

@@ -16,7 +16,7 @@ from ican_ml.inputs.schema import InputSchema
 from ican_ml.records.store import BIRTH, RecordStore, build_store, latest_rows
 
 OUTCOMES = [("response", "binary"), ("os", "survival"), ("sensitivity", "regression")]
-CONFIG = InputConfig(covariates=["indication", "line"], max_tokens=16, max_events=24)
+CONFIG = InputConfig(covariates=["indication", "line"], max_tokens=16, max_events=24, max_per_code=12)
 
 
 def _with_events(

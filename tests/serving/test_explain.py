@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from ican_ml.bundle.read import Arrays
+from ican_ml.inputs.encode import joined
 from ican_ml.serving.explain import variants
-from ican_ml.serving.predictor import Predictor, joined
+from ican_ml.serving.predictor import Predictor
 
 
 @pytest.fixture(scope="module")

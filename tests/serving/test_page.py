@@ -8,7 +8,6 @@ import base64
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -19,15 +18,9 @@ from typing import Any
 
 import pytest
 
+from tests.serving.processes import WAIT, answering, free_port
+
 _ELEMENT = "element-6066-11e4-a52e-4f735466cecf"
-_WAIT = 60.0
-
-
-def _free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port: int = found.getsockname()[1]
-    return port
 
 
 class Browser:
@@ -59,7 +52,7 @@ class Browser:
         request = urllib.request.Request(
             self._base + path, content, {"content-type": "application/json"}, method=method
         )
-        with urllib.request.urlopen(request, timeout=_WAIT) as answer:
+        with urllib.request.urlopen(request, timeout=WAIT) as answer:
             return json.load(answer)["value"]
 
     def open(self, url: str) -> None:
@@ -85,7 +78,7 @@ class Browser:
 
     def wait(self, script: str) -> Any:
         """Until a script returns something that is true."""
-        end = time.monotonic() + _WAIT
+        end = time.monotonic() + WAIT
         while not (found := self.run(script)):
             assert time.monotonic() < end, f"never true: {script}"
         return found
@@ -109,13 +102,13 @@ class Browser:
 
 @pytest.fixture(scope="module")
 def service(sim_bundle: Path) -> Iterator[str]:
-    port = _free_port()
+    port = free_port()
     command = [sys.executable, "-m", "ican_ml.cli", "serve", str(sim_bundle), "--port", str(port)]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
-        _answering(f"http://127.0.0.1:{port}/v2/health/ready")
+        answering(f"http://127.0.0.1:{port}/v2/health/ready")
         yield f"http://127.0.0.1:{port}"
         process.terminate()
-        assert process.wait(timeout=_WAIT) == 0, "the service ends when it is asked to"
+        assert process.wait(timeout=WAIT) == 0, "the service ends when it is asked to"
 
 
 @pytest.fixture(scope="module")
@@ -124,24 +117,13 @@ def browser() -> Iterator[Browser]:
     if driver is None or shutil.which("chromium") is None:
         assert not os.environ.get("ICAN_REQUIRE_BROWSER"), "chromium and chromium-driver are not installed"
         pytest.skip("needs chromium and chromium-driver")
-    port = _free_port()
+    port = free_port()
     with subprocess.Popen([driver, f"--port={port}"], stdout=subprocess.DEVNULL) as process:
-        _answering(f"http://127.0.0.1:{port}/status")
+        answering(f"http://127.0.0.1:{port}/status")
         window = Browser(port)
         yield window
         window.close()
         process.terminate()
-
-
-def _answering(url: str) -> None:
-    end = time.monotonic() + _WAIT
-    while time.monotonic() < end:
-        try:
-            urllib.request.urlopen(url, timeout=_WAIT).close()
-        except OSError:
-            continue
-        return
-    pytest.fail(f"{url} does not answer")
 
 
 def _text(browser: Browser, css: str) -> str:

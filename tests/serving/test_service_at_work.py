@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
-from ican_ml.bundle.read import MANIFEST, digest, sealed
+from ican_ml.bundle.read import CARD
 from ican_ml.evaluation.applicability import Applicability, Block
 from ican_ml.inputs.schema import InputSchema
 from ican_ml.serving.audit_log import verify_audit_log
@@ -19,22 +19,12 @@ from ican_ml.serving.config import ServiceConfig
 from ican_ml.serving.predictor import Predictor
 from ican_ml.serving.service import create_app
 from ican_ml.serving.tokens import new_token
+from tests.bundle.resealed import resealed
+from tests.serving.processes import until
 from tests.serving.test_service import config, error_of, patient
 
 __all__ = ["config", "patient"]
 Json = dict[str, Any]
-
-
-def _sealed_again(source: Path, folder: Path, **changed: Json) -> Path:
-    """A bundle with other JSON files, sealed as an export would."""
-    shutil.copytree(source, folder)
-    manifest = json.loads((folder / MANIFEST).read_text())
-    for name, document in changed.items():
-        content = json.dumps(document).encode()
-        (folder / f"{name}.json").write_bytes(content)
-        manifest["sha256"][f"{name}.json"] = digest(content)
-    (folder / MANIFEST).write_bytes(sealed({name: value for name, value in manifest.items() if name != "sealed"}))
-    return folder
 
 
 def test_where_the_model_abstains_it_says_why(
@@ -50,7 +40,7 @@ def test_where_the_model_abstains_it_says_why(
         most_unknown=0.25,
         n_subjects=100,
     )
-    _sealed_again(sim_bundle, tmp_path / "bundle", applicability=strict.to_json())
+    resealed(sim_bundle, tmp_path / "bundle", applicability=strict.to_json())
     with TestClient(create_app(replace(config, bundle=tmp_path / "bundle"))) as client:
         judged = client.post("/v1/predict", json={"patient": patient}).json()["applicability"]
         assert judged["abstain"]
@@ -124,8 +114,7 @@ def test_too_many_at_once_are_told_to_come_back(config: ServiceConfig, patient: 
         threads[0].start()
         assert began.wait(20)
         threads[1].start()
-        while client.get("/metrics").text.find("ican_predictions_inside 2.0") < 0:
-            pass
+        until(lambda: "ican_predictions_inside 2.0" in client.get("/metrics").text)
         response = client.post("/v1/predict", json={"patient": patient})
         assert response.status_code == 429
         assert response.headers["retry-after"] == "1"
@@ -165,20 +154,18 @@ def test_a_new_bundle_is_taken_and_a_broken_one_is_not(
     config: ServiceConfig, sim_bundle: Path, tmp_path: Path, patient: Json
 ) -> None:
     folder = Path(shutil.copytree(sim_bundle, tmp_path / "bundle"))
-    schema = json.loads((sim_bundle / "schema.json").read_text())
-    schema["patient"]["drugs"] = [f"new {drug}" for drug in schema["patient"]["drugs"]]
-    other = _sealed_again(sim_bundle, tmp_path / "other", schema=schema)
+    card = json.loads((sim_bundle / CARD).read_text())
+    other = resealed(sim_bundle, tmp_path / "other", model_card={**card, "name": "next"})
     with TestClient(create_app(replace(config, bundle=folder, reload_every=0.01))) as client:
         first = client.get("/v1/model").json()["bundle"]
         (folder / "model.onnx").write_bytes(b"broken")
         (folder / "manifest.json").touch()
-        while "ican_bundles_refused 1.0" not in client.get("/metrics").text:
-            pass
+        until(lambda: "ican_bundles_refused 1.0" in client.get("/metrics").text)
         assert client.get("/v1/model").json()["bundle"] == first
         assert client.post("/v1/predict", json={"patient": patient}).status_code == 200
         shutil.rmtree(folder)
         other.rename(folder)
-        while client.get("/v1/model").json()["bundle"] == first:
-            pass
-        answer = client.post("/v1/predict", json={"patient": patient}).json()
-        assert all(one["treatment"][0].startswith("new ") for one in answer["ranked"])
+        until(lambda: client.get("/v1/model").json()["card"]["name"] == "next")
+        assert (
+            client.post("/v1/predict", json={"patient": patient}).json()["bundle"] == Predictor(folder).version != first
+        )

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 
+from ican_ml.evaluation.conformal import Calibration, calibrations
 from ican_ml.inputs.answer import sigmoid
 from ican_ml.inputs.assemble import CohortStates
 from ican_ml.inputs.schema import InputSchema
 from ican_ml.model.patient_transformer import ModelConfig, PatientTransformer
-from ican_ml.training.calibration import MIN_EPISODES, calibrate, platt
+from ican_ml.training.calibration import MIN_EPISODES, calibrate, platt, platt_variance
 from ican_ml.training.config import TrainerConfig, TrainingConfig
 from ican_ml.training.data import PatientData
 from ican_ml.training.loop import fit
@@ -50,6 +51,57 @@ def test_it_is_never_worse_than_the_identity_and_turns_no_order_round() -> None:
             slope, intercept = platt(20 * logit, happened)
             assert slope > 0
             assert loss(20 * logit, happened, slope, intercept) <= loss(20 * logit, happened)
+
+
+def test_the_interval_holds_the_true_share_as_often_as_it_says() -> None:
+    shares = np.array([0.1, 0.35, 0.6, 0.9])
+    held, width = [], {}
+    for n in (100, 400):
+        for seed in range(200):
+            rng = np.random.default_rng(seed)
+            subject = np.repeat(np.arange(n), 2)
+            once = rng.normal(scale=1.5, size=n)
+            happened = np.repeat((rng.random(n) < sigmoid(0.8 * once + 0.2)).astype(float), 2)
+            logit = np.repeat(once, 2)  # two episodes of a subject tell no more than one
+            slope, intercept = platt(logit, happened)
+            spread = platt_variance(logit, happened, subject, slope, intercept)
+            found = Calibration(
+                task="response",
+                slope=slope,
+                intercept=intercept,
+                coverage=0.9,
+                quantile=0.5,
+                n_episodes=2 * n,
+                n_subjects=n,
+                variance=spread,
+            )
+            raw = (np.log(shares / (1 - shares)) - 0.2) / 0.8  # what the network says of those with these shares
+            ends = np.array([found.interval(float(p)) for p in sigmoid(slope * raw + intercept)])
+            held.append((ends[:, 0] <= shares) & (shares <= ends[:, 1]))
+            width[n] = ends[:, 1] - ends[:, 0]
+    assert np.all(np.mean(held, axis=0) > 0.92)
+    assert np.all(np.mean(held, axis=0) < 0.99)
+    assert np.all(width[400] < 0.7 * width[100]), "more subjects tell more closely"
+
+
+def test_the_interval_holds_the_probability_itself_and_stays_between_0_and_1() -> None:
+    rng = np.random.default_rng(0)
+    logit, happened = drawn(120, 1.0, 0.0)
+    found = Calibration(
+        task="response",
+        slope=1.0,
+        intercept=0.0,
+        coverage=0.9,
+        quantile=0.5,
+        n_episodes=120,
+        n_subjects=120,
+        variance=platt_variance(logit, happened, np.arange(120), 1.0, 0.0),
+    )
+    for probability in (0.0, 1e-12, 0.5, *rng.random(20).tolist(), 1.0):
+        low, high = found.interval(probability)
+        assert 0 <= low <= probability <= high <= 1
+    before = {name: value for name, value in found.to_dict().items() if name != "variance"}
+    assert calibrations([before])["response"].interval(0.5) is None, "a bundle of before has none"
 
 
 @pytest.fixture

@@ -71,13 +71,15 @@ function showRanked(answer) {
   const isShare = (task) => answer.ranked.every((one) => one.prediction[task] >= 0 && one.prediction[task] <= 1);
   const doubts = answer.task in answer.ranked[0].uncertainty;
   const sets = Object.keys(answer.coverage);
-  const head = ["Rank", "Treatment", ...tasks.map((task) => task.replaceAll("_", " ")), ...sets.map((task) => `${Math.round(100 * answer.coverage[task])}% set`), ...(doubts ? ["Members disagree"] : []), "Note"];
+  const head = ["Rank", "Treatment", ...tasks.flatMap((task) => [task.replaceAll("_", " "), ...(answer.ranked[0].interval[task] ? ["95% interval"] : [])]), ...sets.map((task) => `${Math.round(100 * answer.coverage[task])}% set`), ...(doubts ? ["Members disagree"] : []), "Note"];
   const rows = answer.ranked.map((one, i) => {
     const cells = [String(i + 1), one.treatment.join(" + ") || "(none)"];
     tasks.forEach((task) => {
       const cell = number(one.prediction[task]);
       if (task === answer.task && isShare(task)) cell.append(" ", element("progress", null, { value: one.prediction[task], max: 1, "aria-hidden": "true" }));
       cells.push(cell);
+      const ends = one.interval[task];
+      if (ends) cells.push(element("td", `${ends[0].toFixed(2)} to ${ends[1].toFixed(2)}`, { class: "number" }));
     });
     sets.forEach((task) => cells.push(one.sets[task].length === 1 ? one.sets[task][0] : "undecided"));
     if (doubts) cells.push(number(one.uncertainty[answer.task].epistemic));
@@ -85,7 +87,7 @@ function showRanked(answer) {
     return cells;
   });
   fill(byId("ranked"), head, rows, "Treatments, most promising first");
-  byId("ranked-help").textContent = sets.length ? "A set holds the answers that the model cannot rule out; it should hold the truth as often as stated." : "";
+  byId("ranked-help").textContent = sets.length ? "An interval is where the share in whom it happens lies, among all patients with this probability, as closely as the tuning patients tell. A set holds the answers that the model cannot rule out; it should hold the truth as often as stated." : "";
 }
 
 function showCurves(answer) {
