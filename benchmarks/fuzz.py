@@ -176,28 +176,32 @@ def _paths(document: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     return found
 
 
-@st.composite
-def _changed(draw: st.DrawFn, documents: list[dict[str, Any]]) -> dict[str, Any]:
+def _changed(documents: list[dict[str, Any]]) -> st.SearchStrategy[dict[str, Any]]:
     """One of the documents with one to four parts replaced, removed, renamed, or repeated."""
-    document = deepcopy(draw(st.sampled_from(documents)))
-    for _ in range(draw(st.sampled_from([1, 1, 1, 2, 3, 4]))):
-        paths = _paths(document)
-        if not paths:
-            break
-        *way, last = draw(st.sampled_from(paths))
-        holder: Any = document
-        for part in way:
-            holder = holder[part]
-        match draw(st.integers(0, 5)):
-            case 0:
-                del holder[last]
-            case 1 if isinstance(holder, dict):
-                holder[draw(st.sampled_from([key for key in JUNK if isinstance(key, str)]))] = holder.pop(last)
-            case 2 if isinstance(holder, list):
-                holder += [holder[last]] * draw(st.integers(1, 40))
-            case _:
-                holder[last] = draw(st.sampled_from(JUNK) | st.floats(width=32) | st.text(max_size=20))
-    return document
+
+    @st.composite
+    def changed(draw: st.DrawFn) -> dict[str, Any]:
+        document = deepcopy(documents[draw(st.integers(0, len(documents) - 1))])
+        for _ in range(draw(st.sampled_from([1, 1, 1, 2, 3, 4]))):
+            paths = _paths(document)
+            if not paths:
+                break
+            *way, last = draw(st.sampled_from(paths))
+            holder: Any = document
+            for part in way:
+                holder = holder[part]
+            match draw(st.integers(0, 5)):
+                case 0:
+                    del holder[last]
+                case 1 if isinstance(holder, dict):
+                    holder[draw(st.sampled_from([key for key in JUNK if isinstance(key, str)]))] = holder.pop(last)
+                case 2 if isinstance(holder, list):
+                    holder += [holder[last]] * draw(st.integers(1, 40))
+                case _:
+                    holder[last] = draw(st.sampled_from(JUNK) | st.floats(width=32) | st.text(max_size=20))
+        return document
+
+    return changed()
 
 
 def _refuse(constant: str) -> None:

@@ -192,9 +192,15 @@ def read_bundle(bundle: object, *, timezone: str | None = None, prediction_time:
         index.add(position, resource, full_url)
     if len(index.patients) != 1:
         raise FhirError(f"expected a Bundle with one Patient, got {len(index.patients)}")
-    limit = time_of(prediction_time, None)
+    try:
+        limit = time_of(prediction_time, None)
+    except FhirError:  # it carries a zone
+        limit = None
     if prediction_time is not None and limit is None:
-        raise FhirError("prediction time: expected a date or wall time like 2024-05-02 or 2024-05-02T08:15:00")
+        raise FhirError(
+            "prediction_time: expected a date or wall time without a zone, like 2024-05-02 or 2024-05-02T08:15:00, "
+            f"got {prediction_time!r:.80}"
+        )
     read = list(read_resources(resources, index, zone_of(timezone)))
     events = [event for one in read for event in one.found.events]
     births = [event.time for event in events if event.code == BIRTH and event.time]

@@ -200,7 +200,9 @@ def time_of(value: object, zone: ZoneInfo | None, *, birth: bool = False) -> dat
     if moment.tzinfo is None:
         return moment
     if zone is None:
-        raise FhirError("times of the source carry a zone; say whose wall time to keep: --timezone Europe/Helsinki")
+        raise FhirError(
+            "times: expected a zone whose wall time to keep, as those given carry one: --timezone Europe/Helsinki"
+        )
     return moment.astimezone(zone).replace(tzinfo=None)
 
 

@@ -290,5 +290,7 @@ def moment(texts: pl.Series, zone: ZoneInfo | None) -> pl.Series:
 
 def _needed(zone: ZoneInfo | None) -> ZoneInfo:
     if zone is None:
-        raise OmopError("times of the source carry a zone; say whose wall time to keep: --timezone Europe/Helsinki")
+        raise OmopError(
+            "times: expected a zone whose wall time to keep, as those given carry one: --timezone Europe/Helsinki"
+        )
     return zone

@@ -32,5 +32,6 @@ def invalid(field: str, message: str) -> ServiceError:
 
 
 def field_of(error: ValueError) -> str:
-    """The field that a message begins with."""
-    return str(error).partition(":")[0].partition(",")[0]
+    """The field that a message begins with; "body" where it begins with none."""
+    found = str(error).partition(":")[0].partition(",")[0]
+    return found if " " not in found else "body"

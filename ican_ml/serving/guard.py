@@ -113,7 +113,7 @@ class Guard:
     ) -> None:
         self._app = app
         self._tokens = tokens
-        self._most_bytes = most_bytes
+        self.most_bytes = most_bytes
         self._metrics = metrics
         self._audit = audit
 
@@ -135,7 +135,7 @@ class Guard:
                         401, "unauthorised", "expected 'Authorization: Bearer' and a token of this service"
                     )
             length = headers.get("content-length", "")
-            if length.isdecimal() and int(length) > self._most_bytes:
+            if length.isdecimal() and int(length) > self.most_bytes:
                 raise self.too_large()
             await self._app(scope, exchange.receive, exchange.send)
         except ServiceError as error:
@@ -151,7 +151,7 @@ class Guard:
 
     def too_large(self) -> ServiceError:
         """A body that is too large."""
-        return ServiceError(413, "too_large", f"expected a body of at most {self._most_bytes} bytes, got more")
+        return ServiceError(413, "too_large", f"expected a body of at most {self.most_bytes} bytes, got more")
 
     def answered(self, endpoint: str, status: int, seconds: float, exchange: _Exchange) -> None:
         """Count one answer, and log it if it asked about a patient or was turned away."""
@@ -167,11 +167,6 @@ class Guard:
                 milliseconds=round(seconds * 1000, 1),
                 **exchange.audit,
             )
-
-    @property
-    def most_bytes(self) -> int:
-        """Of a body."""
-        return self._most_bytes
 
 
 class _Exchange:

@@ -22,8 +22,10 @@ def test_it_answers_as_it_did(folder: Path) -> None:
     assert answer.drivers
 
 
-def test_one_without_applicability_says_nothing_of_it() -> None:
+def test_one_without_applicability_and_calibration_says_nothing_of_them() -> None:
     (folder,) = (path for path in KEPT if path.name == "2026-11-without-embedding")
     predictor = Predictor(folder)
     assert predictor.card == {}
-    assert predictor.predict({}, [()]).applicability is None
+    answer = predictor.predict({}, [()])
+    assert answer.applicability is None
+    assert answer.coverage == answer.ranked[0].sets == answer.ranked[0].interval == {}

@@ -204,7 +204,7 @@ def test_a_bundle_holds_one_patient() -> None:
         read_bundle(bundle(resources()), timezone="Europe/Helsinki")
     with pytest.raises(FhirError, match="one Patient, got 0"):
         read_bundle([{"resourceType": "Bundle", "entry": {"resource": 3}}])
-    with pytest.raises(FhirError, match="prediction time"):
+    with pytest.raises(FhirError, match="prediction_time: expected"):
         read_bundle(bundle(FIRST), timezone="Europe/Helsinki", prediction_time="soon")
 
 

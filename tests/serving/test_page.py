@@ -141,7 +141,7 @@ def test_a_clinician_opens_asks_and_reads(browser: Browser, service: str) -> Non
     assert "treatments ranked by predicted response" in _text(browser, "#status")
     assert browser.run("return document.activeElement.id") == "answer", "the keyboard goes to the answer"
     head = _text(browser, "#ranked thead")
-    assert head.split("\t")[:3] == ["Rank", "Treatment", "response"]
+    assert head.split("\t")[:5] == ["Rank", "Treatment", "response", "95% interval", "os, days"]
     with urllib.request.urlopen(f"{service}/v1/model") as found:
         drugs = json.load(found)["treatments"]
     assert browser.run("return document.querySelectorAll('#ranked tbody tr').length") == len(drugs)

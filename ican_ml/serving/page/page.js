@@ -71,11 +71,12 @@ function showRanked(answer) {
   const isShare = (task) => answer.ranked.every((one) => one.prediction[task] >= 0 && one.prediction[task] <= 1);
   const doubts = answer.task in answer.ranked[0].uncertainty;
   const sets = Object.keys(answer.coverage);
-  const head = ["Rank", "Treatment", ...tasks.flatMap((task) => [task.replaceAll("_", " "), ...(answer.ranked[0].interval[task] ? ["95% interval"] : [])]), ...sets.map((task) => `${Math.round(100 * answer.coverage[task])}% set`), ...(doubts ? ["Members disagree"] : []), "Note"];
+  const isDays = (task) => task in answer.ranked[0].event_free;
+  const head = ["Rank", "Treatment", ...tasks.flatMap((task) => [task.replaceAll("_", " ") + (isDays(task) ? ", days" : ""), ...(answer.ranked[0].interval[task] ? ["95% interval"] : [])]), ...sets.map((task) => `${Math.round(100 * answer.coverage[task])}% set`), ...(doubts ? ["Members disagree"] : []), "Note"];
   const rows = answer.ranked.map((one, i) => {
     const cells = [String(i + 1), one.treatment.join(" + ") || "(none)"];
     tasks.forEach((task) => {
-      const cell = number(one.prediction[task]);
+      const cell = number(one.prediction[task], isDays(task) ? 0 : 3);
       if (task === answer.task && isShare(task)) cell.append(" ", element("progress", null, { value: one.prediction[task], max: 1, "aria-hidden": "true" }));
       cells.push(cell);
       const ends = one.interval[task];
