@@ -1,4 +1,4 @@
-"""The ``ican`` command: make, convert, link, validate a cohort; export, verify, evaluate, ask, serve a bundle.
+"""The ``ican`` command: make, convert, link, validate a cohort, rank its targets; export, verify, ask, serve a bundle.
 
 Training is ``train.py``. For one patient ``ican predict`` and ``ican verify`` need numpy and onnxruntime alone: each
 command imports what it uses when it runs.
@@ -21,6 +21,7 @@ from ican_ml.commands import (
     predict,
     serve,
     simulate,
+    targets,
     validate,
     verify,
 )
@@ -41,7 +42,20 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="ican", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--version", action="version", version=f"ican_ml {ican_ml.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (simulate, convert, link, validate, audit, export, verify, evaluate, predict, serve, audit_log):
+    for command in (
+        simulate,
+        convert,
+        link,
+        validate,
+        audit,
+        export,
+        verify,
+        evaluate,
+        predict,
+        serve,
+        targets,
+        audit_log,
+    ):
         command.add(commands)
     return parser
 

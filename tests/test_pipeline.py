@@ -192,21 +192,21 @@ def test_a_second_call_goes_on_and_a_changed_configuration_starts_anew(
     assert fitted == ["split"]
     pipeline.run(replace(config, training=replace(config.training, weight_decay=0.2)))
     assert fitted == ["split"] * 2
-    again = pipeline.run(replace(config, name="again"))
-    assert (again / "metrics.json").read_bytes() == first
+    assert (pipeline.run(replace(config, name="again")) / "metrics.json").read_bytes() == first
     assert fitted == ["split"] * 3
 
 
 def test_a_bundle_is_exported_again_only_where_it_is_not_the_one_that_was(
-    cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cohort: Path, sim_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     exported: list[Path] = []
 
-    def export(network: Any, schema: Any, folder: Path, **settings: Any) -> float:
-        exported.append(folder)
-        return export_bundle(network, schema, folder, **settings)
+    def export(network: Any, schema: Any, folder: Path, **_: Any) -> float:
+        exported.append(Path(shutil.copytree(sim_bundle, folder, dirs_exist_ok=True)))
+        return 0.0
 
     monkeypatch.setattr("ican_ml.release.export_bundle", export)
+    monkeypatch.setattr(pipeline, "parity", lambda *_: 0.0)
     monkeypatch.setattr(pipeline, "_ask_one_patient", lambda *_: None)
     config = configured(cohort, tmp_path)
     bundle = pipeline.run(config) / "bundle"

@@ -1,0 +1,180 @@
+"""Are targets found, and told from chance? On a drug screen, on simulated cohorts, and where there is none to find.
+
+    python benchmarks/targets.py                  half an hour on two cores; goes on where it stopped
+    python benchmarks/targets.py --check          exit code 1, and each figure that falls short by name
+
+*gdsc*: of the drugs with a listed target in the panel, in how many is one of them among the first ten of 706 genes, and
+the AUROC of targets against all other genes; by each line of evidence alone and together. No drug's own targets are
+looked at; those of others are, and with ``same target hidden`` neither are those of drugs that share one with it.
+*simulated*: 10,000 subjects, three seeds: area under the precision-recall curve, by drug, and the false discovery
+proportion at a nominal 10%, leads counted once. *null*: responses shuffled 50 times; p-values must be uniform.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from record import ROOT, Record
+
+from ican_ml.cohort.cohort import Cohort, read_cohort
+from ican_ml.cohort.simulate import simulate
+from ican_ml.evaluation.outcome import Outcome
+from ican_ml.targets.discover import discover
+from ican_ml.training.outcomes import read_outcomes
+
+SEEDS, SUBJECTS, NULLS, NULL_SUBJECTS, LEVEL = (7, 8, 9), 10_000, 50, 3_000, 0.1
+FIRST, LEAST_FIRST, LEAST_AUROC, LEAST_AUPRC, MOST_FALSE, LEAST_P = 10, 0.4, 0.74, 0.8, 0.12, 0.01
+FAMILIES = {
+    "EGFR": ("AZD3759", "Erlotinib", "Gefitinib", "Osimertinib"),
+    "EGFR or ERBB2": ("Afatinib",),
+    "MAP2K1 or MAP2K2 or BRAF or KRAS or NRAS": ("PD0325901", "Selumetinib", "Trametinib"),
+}
+
+
+def main() -> None:
+    """Measure what is not on file, print, check."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="exit 1 and name each figure that falls short")
+    arguments = parser.parse_args()
+    record = Record("targets", libraries=("scipy", "polars"))
+    parts: dict[str, Any] = {f"simulated {seed}": lambda seed=seed: simulated(seed) for seed in SEEDS}
+    parts["null"] = null
+    if os.environ.get("ICAN_COHORTS"):
+        parts["gdsc"] = gdsc
+    for name, measure in parts.items():
+        if name not in record.parts:
+            record.add(name, measure())
+    print(json.dumps(record.parts, indent=1))
+    short = faults(record.parts)
+    print("\n".join(short) or "nothing falls short")
+    sys.exit(int(arguments.check and bool(short)))
+
+
+def faults(parts: dict[str, Any]) -> list[str]:
+    """What falls short, in words."""
+    short = []
+    if (found := parts.get("gdsc")) is not None:
+        first, auroc = found["together"]["first_ten"], found["together"]["auroc"]
+        if first < LEAST_FIRST or auroc < LEAST_AUROC:
+            short.append(
+                f"gdsc: {first:.3f} among the first ten, AUROC {auroc:.3f}, expected {LEAST_FIRST}, {LEAST_AUROC}"
+            )
+        short += [
+            f"gdsc: {drug} ranks {genes} at {rank}, expected among the first ten"
+            for drug, genes, rank in found["missed"]
+        ]
+    each = [parts[f"simulated {seed}"] for seed in SEEDS]
+    auprc, false = (float(np.mean([found[name] for found in each])) for name in ("auprc", "false_discovery_proportion"))
+    if auprc < LEAST_AUPRC:
+        short.append(f"simulated: AUPRC {auprc:.3f}, expected at least {LEAST_AUPRC}")
+    if false > MOST_FALSE:
+        short.append(f"simulated: false discovery proportion {false:.3f}, expected at most {MOST_FALSE}")
+    if parts["null"]["uniform_p"] < LEAST_P:
+        short.append(f"null: p-values not uniform (p {parts['null']['uniform_p']:.2g}), expected at least {LEAST_P}")
+    return short
+
+
+def simulated_cohort(subjects: int, seed: int) -> Cohort:
+    """As :mod:`ican_ml.cohort.simulate` makes it, in ``cohorts/``."""
+    path = ROOT / "cohorts" / f"simulated-{subjects}-{seed}"
+    if not path.exists():
+        simulate(path, subjects=subjects, seed=seed)
+    return read_cohort(path)
+
+
+def outcome_of(cohort: Cohort, name: str, kind: str) -> Outcome:
+    """Of the cohort's episodes."""
+    return read_outcomes(cohort.episodes, {name: kind})[name]
+
+
+def simulated(seed: int) -> dict[str, Any]:
+    """How well planted targets are found by association."""
+    from sklearn.metrics import average_precision_score
+
+    cohort = simulated_cohort(SUBJECTS, seed)
+    table = discover(cohort, outcome_of(cohort, "response", "binary"))
+    each = [
+        average_precision_score(part["known"].to_numpy(), part["association"].fill_null(-np.inf).clip(-99).to_numpy())
+        for part in table.partition_by("drug")
+    ]
+    found = table.filter(pl.col("q") <= LEVEL)
+    return {
+        "auprc": float(np.mean(each)),
+        "discoveries": len(found),
+        "false_discovery_proportion": float(1 - found["known"].mean()) if len(found) else 0.0,
+        "power": float(found["known"].sum() / table["known"].sum()),
+    }
+
+
+def null() -> dict[str, Any]:
+    """P-values, one of each shuffled cohort, against the uniform distribution; and how often anything is found."""
+    from scipy.stats import kstest
+
+    cohort = simulated_cohort(NULL_SUBJECTS, SEEDS[0])
+    outcome = outcome_of(cohort, "response", "binary")
+    p, any_found = [], 0
+    for seed in range(NULLS):
+        rng = np.random.default_rng(seed)
+        shuffled = replace(outcome, value=rng.permutation(outcome.value))
+        table = discover(cohort, shuffled, permutations=100, seed=seed)
+        p.append(float(rng.choice(table["p"].drop_nulls().to_numpy())))
+        any_found += int((table["q"] <= LEVEL).any())
+    return {"cohorts": NULLS, "uniform_p": float(kstest(p, "uniform").pvalue), "with_a_discovery": any_found}
+
+
+def gdsc() -> dict[str, Any]:
+    """Ranks of listed targets on the drug screen."""
+    cohort = read_cohort(Path(os.environ["ICAN_COHORTS"]) / "gdsc")
+    outcome = outcome_of(cohort, "sensitivity", "regression")
+    table = discover(cohort, outcome)
+    lines = {"association": "association", "shared profile": "likeness", "together": "rank"}
+    found: dict[str, Any] = {name: _ranks(table, column) for name, column in lines.items()}
+    hidden = []
+    listed = {drug: set(genes) for drug, genes in cohort.targets.items()}
+    panel = set(table["gene"])
+    for drug in sorted(set(table.filter(pl.col("known"))["drug"])):
+        others = {d: () if d != drug and genes & listed[drug] else tuple(genes) for d, genes in listed.items()}
+        part = discover(replace(cohort, targets=others), outcome, permutations=1).filter(pl.col("drug") == drug)
+        hidden.append(part)
+    found["together, same target hidden"] = _ranks(pl.concat(hidden), "rank")
+    missed = []
+    for genes, drugs in FAMILIES.items():
+        wanted = [gene for gene in genes.split(" or ") if gene in panel]
+        for drug in drugs:
+            best = int(table.filter((pl.col("drug") == drug) & pl.col("gene").is_in(wanted))["rank"].min())
+            if best > FIRST:
+                missed.append([drug, genes, best])
+    return {**found, "missed": missed}
+
+
+def _ranks(table: pl.DataFrame, column: str) -> dict[str, float]:
+    from scipy.stats import rankdata
+
+    best, auroc = [], []
+    for part in table.partition_by("drug"):
+        known = part["known"].to_numpy()
+        if not known.any():
+            continue
+        score = part[column].cast(pl.Float64).fill_null(0.0).to_numpy() * (-1 if column == "rank" else 1)
+        best.append(float(rankdata(-score)[known].min()))
+        place = rankdata(score)
+        n, n_known = len(known), int(known.sum())
+        auroc.append((place[known].sum() - n_known * (n_known + 1) / 2) / (n_known * (n - n_known)))
+    return {
+        "drugs": len(best),
+        "first_ten": float(np.mean(np.array(best) <= FIRST)),
+        "median_rank": float(np.median(best)),
+        "auroc": float(np.mean(auroc)),
+    }
+
+
+if __name__ == "__main__":
+    main()

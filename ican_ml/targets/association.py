@@ -1,0 +1,180 @@
+"""Association: do patients whose gene is altered, amplified or highly expressed benefit more from a drug than others?
+
+The univariate line of evidence, always shown beside the others. By drug, gene and modality the correlation of the
+residual benefit (:mod:`ican_ml.targets.benefit`) with the gene's value, within strata, as a z-score; a gene's own is
+the highest over modalities. Whether it is more than chance: benefits are shuffled within strata, all genes of a
+modality sharing one null (Storey and Tibshirani 2003, doi:10.1073/pnas.1530509100).
+
+Shapes: E episodes, P permutations, G genes, M modalities.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from ican_ml.cohort.omics import Modality
+
+Float64 = npt.NDArray[np.float64]
+Float32 = npt.NDArray[np.float32]
+Int64 = npt.NDArray[np.int64]
+MIN_EPISODES, _MIN_CARRIERS = 20, 5
+_MOST_LEADS, _TOGETHER = 300, 0.5
+_TARGET_SUM = 1e4
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Association:
+    """Of one drug.
+
+    Attributes
+    ----------
+    z
+        [G, M], positive where the gene's value goes with benefit; NaN where it is not measured or varies too little.
+    p_benefit, p_harm
+        [G]: of a highest, and of a lowest, z as extreme as the gene's; NaN where no modality tells.
+    lead_benefit, lead_harm
+        int64 [G]: the gene with the highest (lowest) z among those that it goes with in these patients, as neighbours
+        on one amplicon do; its own where that is itself.
+    """
+
+    z: Float64
+    p_benefit: Float64
+    p_harm: Float64
+    lead_benefit: Int64
+    lead_harm: Int64
+
+
+class GeneValues:
+    """Values of genes in the samples of every modality, some patients at a time; the first feature of each gene.
+
+    Counts as log1p of the value in 10,000, others as they are.
+    """
+
+    def __init__(self, modalities: Mapping[str, Modality], genes: tuple[str, ...]) -> None:
+        self.genes = genes
+        self.modalities = tuple(modalities.values())
+        place = {gene: i for i, gene in enumerate(genes)}
+        self._column = []
+        for modality in self.modalities:
+            column = np.full(len(modality.features), -1, np.int64)
+            taken: set[str] = set()
+            for i, gene in enumerate(modality.genes):
+                if gene in place and gene not in taken:
+                    column[i] = place[gene]
+                    taken.add(gene)
+            self._column.append(column)
+
+    def of(self, samples: Int64) -> Float32:
+        """[E, G, M] of int64 [E, M] sample rows (-1 = none); NaN where it is not measured."""
+        found = np.full((len(samples), len(self.genes), len(self.modalities)), np.nan, np.float32)
+        for m, (modality, column) in enumerate(zip(self.modalities, self._column, strict=True)):
+            rows = np.flatnonzero(samples[:, m] >= 0)
+            batch = modality.matrix.take(samples[rows, m])
+            values = batch.values.astype(np.float32)
+            if modality.kind == "count":
+                total = np.bincount(batch.row_ids(), values, batch.n_rows)
+                values = np.log1p(values * (_TARGET_SUM / np.maximum(total, 1e-6))[batch.row_ids()]).astype(np.float32)
+            if not modality.explicit:
+                panel = [modality.panels[str(name)] for name in modality.panel[samples[rows, m]]]
+                measured = np.stack(panel) if panel else np.zeros((0, len(column)), bool)
+                row, feature = np.nonzero(measured[:, column >= 0])
+                found[rows[row], column[column >= 0][feature], m] = 0.0
+            inside = column[batch.indices] >= 0
+            found[rows[batch.row_ids()[inside]], column[batch.indices[inside]], m] = values[inside]
+        return found
+
+
+def associate(
+    benefit: Float64, values: Float32, stratum: Int64, *, permutations: int, rng: np.random.Generator
+) -> Association:
+    """Associations of one drug.
+
+    Parameters
+    ----------
+    benefit
+        [E] residuals of the episodes with this drug, without NaN.
+    values
+        [E, G, M], see :meth:`GeneValues.of`; changed in place.
+    stratum
+        int64 [E].
+    permutations
+        At least 1.
+    """
+    n_episodes, n_genes, n_modalities = values.shape
+    measured = np.isfinite(values)
+    carriers = (measured & (values != 0)).sum(0).ravel()
+    _centre(values, stratum)
+    left = benefit - _means(benefit, stratum)[stratum]
+    flat = np.where(measured, values, np.float32(0)).reshape(n_episodes, -1)
+    square = np.einsum("ek,ek->k", flat, flat, dtype=np.float64)
+    usual = measured.reshape(n_episodes, -1).sum(0)
+    told = (usual >= MIN_EPISODES) & (carriers >= _MIN_CARRIERS) & (square > 1e-9)
+    spread = np.sqrt(np.where(told, square, np.inf) * max(float(np.square(left).mean()), 1e-12))
+    shuffled = np.stack([_shuffled(left, stratum, rng) for _ in range(permutations)]).astype(np.float32)
+    shape = (n_genes, n_modalities)
+    z = np.where(told, (left @ flat) / spread, np.nan).reshape(shape)
+    null = np.where(told, (shuffled @ flat) / spread, np.nan).reshape(permutations, *shape)
+    p_benefit, p_harm = (_pooled(sign * z, sign * null) for sign in (1.0, -1.0))
+    centred = flat.reshape(values.shape)
+    return Association(
+        z=z,
+        p_benefit=p_benefit,
+        p_harm=p_harm,
+        lead_benefit=_leads(z, centred),
+        lead_harm=_leads(-z, centred),
+    )
+
+
+def _leads(z: Float64, values: Float32) -> Int64:
+    """[G]: greedily from the highest z, each gene under the first that it correlates with in any modality."""
+    highest = np.nan_to_num(z, nan=-np.inf).max(1)
+    order = np.argsort(-highest, kind="stable")[:_MOST_LEADS]
+    norm = np.sqrt(np.square(values[:, order]).sum(0))
+    unit = values[:, order] / np.maximum(norm, 1e-9)
+    together = np.abs(np.einsum("egm,ehm->mgh", unit, unit)).max(0) > _TOGETHER
+    lead = np.arange(len(z))
+    free = np.ones(len(order), bool)
+    for i, gene in enumerate(order):
+        if free[i]:
+            lead[order[free & together[i]]] = gene
+            free &= ~together[i]
+            free[i] = False
+    return lead
+
+
+def _pooled(z: Float64, null: Float64) -> Float64:
+    """[G]: smallest p-value over modalities, [G, M] against [P, G, M], for having looked at several (Sidak 1967)."""
+    p = np.full(z.shape, np.nan)
+    for m in range(z.shape[1]):
+        told = np.flatnonzero(np.isfinite(z[:, m]))
+        chance = np.sort(null[:, told, m], axis=None)
+        p[told, m] = (1 + len(chance) - np.searchsorted(chance, z[told, m], side="left")) / (1 + len(chance))
+    looked = np.isfinite(p).sum(1)
+    least = np.nanmin(np.where(np.isfinite(p), p, 1.0), axis=1)
+    return np.where(looked > 0, -np.expm1(looked * np.log1p(-np.minimum(least, 1 - 1e-12))), np.nan)
+
+
+def _means(values: Float64, stratum: Int64) -> Float64:
+    found: Float64 = np.bincount(stratum, values) / np.maximum(np.bincount(stratum), 1)
+    return found
+
+
+def _centre(values: Float32, stratum: Int64) -> None:
+    """Subtract each stratum's mean, of what is measured, in place."""
+    for s in np.unique(stratum):
+        rows = np.flatnonzero(stratum == s)
+        part = values[rows]
+        count = np.maximum(np.isfinite(part).sum(0), 1)
+        values[rows] = part - np.nansum(part, axis=0) / count
+
+
+def _shuffled(values: Float64, stratum: Int64, rng: np.random.Generator) -> Float64:
+    """The same values, in another order within each stratum."""
+    found = np.empty_like(values)
+    shuffled = rng.permutation(len(values))
+    found[np.argsort(stratum, kind="stable")] = values[shuffled[np.argsort(stratum[shuffled], kind="stable")]]
+    return found

@@ -1,0 +1,87 @@
+"""The whole table: complete, the same again, of no subject; and what the command prints."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from ican_ml.cli import main
+from ican_ml.cohort.cohort import Cohort
+from ican_ml.evaluation.outcome import Outcome
+from ican_ml.targets.discover import COLUMNS, discover
+from ican_ml.training.outcomes import read_outcomes
+
+
+def response(cohort: Cohort) -> Outcome:
+    return read_outcomes(cohort.episodes, {"response": "binary"})["response"]
+
+
+@pytest.fixture(scope="module")
+def table(sim_cohort: Cohort) -> pl.DataFrame:
+    return discover(sim_cohort, response(sim_cohort), permutations=20)
+
+
+def test_every_gene_of_every_common_drug_has_a_rank(table: pl.DataFrame, sim_cohort: Cohort) -> None:
+    assert tuple(table.columns) == COLUMNS
+    genes = {gene for m in sim_cohort.modalities.values() for gene in m.genes}
+    for (_drug,), part in table.partition_by("drug", as_dict=True).items():
+        assert set(part["gene"]) == genes
+        assert sorted(part["rank"]) == list(range(1, len(genes) + 1))
+    counts = dict(table.select("drug", "episodes").unique().iter_rows())
+    listed = sim_cohort.episodes.explode("treatment")["treatment"].value_counts()
+    assert counts == {drug: n for drug, n in listed.iter_rows() if n >= 20}
+    known = table.filter(pl.col("known")).select("drug", "gene").rows()
+    assert set(known) == {(drug, gene) for drug in counts for gene in sim_cohort.targets[drug] if gene in genes}
+    leads = table.filter(pl.col("q").is_not_null())
+    assert (leads["lead"] == leads["gene"]).all()
+
+
+def test_it_is_the_same_again_and_in_any_order(table: pl.DataFrame, sim_cohort: Cohort) -> None:
+    assert discover(sim_cohort, response(sim_cohort), permutations=20).equals(table)
+    turned = replace(sim_cohort, episodes=sim_cohort.episodes.reverse())
+    again = discover(turned, response(turned), permutations=20).sort("drug", "gene")
+    expected = table.sort("drug", "gene")
+    for name in ("association", "harm", "elsewhere"):
+        np.testing.assert_allclose(again[name].to_numpy(), expected[name].to_numpy(), rtol=1e-4, atol=1e-4)
+
+
+def test_a_planted_target_is_found(sim_cohort: Cohort) -> None:
+    mutation = sim_cohort.modalities["mutation"]
+    counts = np.bincount(mutation.matrix.indices, minlength=len(mutation.genes))
+    gene = mutation.genes[int(counts.argmax())]
+    carriers = set(mutation.subject_id[mutation.matrix.row_ids()[mutation.matrix.indices == counts.argmax()]].tolist())
+    subject = sim_cohort.episodes["subject_id"].to_list()
+    drug = sim_cohort.episodes.explode("treatment")["treatment"].mode().sort()[0]
+    has = [drug in treatment for treatment in sim_cohort.episodes["treatment"].to_list()]
+    rng = np.random.default_rng(0)
+    value = [
+        float(rng.random() < (0.95 if has_it and s in carriers else 0.2))
+        for s, has_it in zip(subject, has, strict=True)
+    ]
+    found = discover(sim_cohort, Outcome.binary(value), permutations=100).filter(pl.col("drug") == drug)
+    best = found.sort("association", descending=True, nulls_last=True)
+    assert gene in best["gene"].head(5)
+    row = found.filter(pl.col("gene") == gene)
+    assert row["association"][0] > row["elsewhere"][0] + 2
+
+
+def test_the_command_writes_and_prints(simulated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "targets.parquet"
+    main(["targets", str(simulated), "--out", str(out), "--permutations", "5", "--level", "0.9999"])
+    printed = capsys.readouterr().out
+    assert "benefit more (response): " in printed
+    assert "false discovery rate of 0.9999" in printed
+    assert tuple(pl.read_parquet(out).columns) == COLUMNS
+    for wrong in (["--out", str(tmp_path / "a.csv")], ["--out", str(out), "--level", "2"]):
+        with pytest.raises(SystemExit, match="expected"):
+            main(["targets", str(simulated), *wrong])
+
+
+def test_without_omics_or_treatments_it_says_so(sim_cohort: Cohort) -> None:
+    with pytest.raises(ValueError, match="expected a cohort with omics"):
+        discover(replace(sim_cohort, modalities={}), response(sim_cohort))
+    few = replace(sim_cohort, episodes=sim_cohort.episodes.head(15))
+    with pytest.raises(ValueError, match="expected a drug with 20 labelled episodes"):
+        discover(few, response(few))
