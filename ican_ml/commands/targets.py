@@ -27,6 +27,7 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--out", type=Path, required=True, metavar="FILE.parquet", help="every drug and gene; no subject"
     )
+    parser.add_argument("--by", choices=("drug", "class"), default="drug", help="class: drugs of one ATC code together")
     parser.add_argument("--permutations", type=int, default=1000, metavar="N", help="of the outcomes (%(default)s)")
     parser.add_argument("--level", type=float, default=0.1, metavar="Q", help="false discovery rate (%(default)s)")
     parser.add_argument("--seed", type=int, default=7, help="same seed, same table (%(default)s)")
@@ -46,26 +47,28 @@ def _run(parsed: argparse.Namespace) -> None:
     cohort = read_cohort(parsed.cohort, task=parsed.task)
     chosen = choose_outcome(cohort.episodes, parsed.outcome, None)
     outcome = read_outcomes(cohort.episodes, {chosen.name: chosen.kind.value})[chosen.name]
-    found = discover(cohort, outcome, permutations=parsed.permutations, seed=parsed.seed)
+    found = discover(cohort, outcome, by=parsed.by, permutations=parsed.permutations, seed=parsed.seed)
     found.write_parquet(parsed.out)
-    for title, side in ((f"benefit more ({chosen.name})", ""), ("benefit less", "_harm")):
-        print(_summary(found, title, side, parsed.level))
+    for sign, title in ((1, "benefit more"), (-1, "benefit less")):
+        print(_summary(found, sign, f"{title} ({chosen.name})", parsed.level))
 
 
-def _summary(found: pl.DataFrame, title: str, side: str, level: float) -> str:
+def _summary(found: pl.DataFrame, sign: int, title: str, level: float) -> str:
     import polars as pl
 
     from ican_ml.evaluation.table import summary_table
 
-    z, q = ("harm", "q_harm") if side else ("association", "q")
-    told = found.filter(pl.col(q) <= level).sort(q, pl.col(z).abs(), descending=[False, True])
+    by = found.columns[0]
+    told = found.filter((pl.col("q") <= level) & (pl.col("z") * sign > 0)).sort("q", pl.col("z") * -sign)
     rows = [
         {
-            "Drug": row["drug"],
+            by.capitalize(): row[by],
             "Gene": row["gene"],
             "Episodes": row["episodes"],
-            "z": row[z],
-            "q": row[q],
+            "By": row["modality"],
+            "z": row["z"],
+            "Elsewhere": row["elsewhere"],
+            "q": row["q"],
             "Rank": row["rank"],
             "Listed": "yes" if row["known"] else "",
         }

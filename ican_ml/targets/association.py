@@ -1,9 +1,10 @@
-"""Association: do patients whose gene is altered, amplified or highly expressed benefit more from a drug than others?
+"""Association: do patients whose gene is altered, amplified or highly expressed benefit more from a drug, or less?
 
 The univariate line of evidence, always shown beside the others. By drug, gene and modality the correlation of the
 residual benefit (:mod:`ican_ml.targets.benefit`) with the gene's value, within strata, as a z-score; a gene's own is
-the highest over modalities. Whether it is more than chance: benefits are shuffled within strata, all genes of a
-modality sharing one null (Storey and Tibshirani 2003, doi:10.1073/pnas.1530509100).
+their sum over modalities (Stouffer et al. 1949) in units of its spread by chance: a target tells by mutation, copy
+number and expression, its neighbours on an amplicon by copy number alone. Whether it is more than chance: benefits are
+shuffled within strata, all genes sharing one null (Storey and Tibshirani 2003, doi:10.1073/pnas.1530509100).
 
 Shapes: E episodes, P permutations, G genes, M modalities.
 """
@@ -23,29 +24,34 @@ Float32 = npt.NDArray[np.float32]
 Int64 = npt.NDArray[np.int64]
 MIN_EPISODES, _MIN_CARRIERS = 20, 5
 _MOST_LEADS, _TOGETHER = 300, 0.5
+_LEAST_SPREAD = 0.1
 _TARGET_SUM = 1e4
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Association:
-    """Of one drug.
+    """Of one drug, NaN where a gene is not measured or varies too little.
 
     Attributes
     ----------
+    by_modality
+        [G, M] z-scores, positive where the gene's value goes with benefit.
     z
-        [G, M], positive where the gene's value goes with benefit; NaN where it is not measured or varies too little.
-    p_benefit, p_harm
-        [G]: of a highest, and of a lowest, z as extreme as the gene's; NaN where no modality tells.
-    lead_benefit, lead_harm
-        int64 [G]: the gene with the highest (lowest) z among those that it goes with in these patients, as neighbours
-        on one amplicon do; its own where that is itself.
+        [G]: all modalities together.
+    spread
+        [G]: standard deviation of the sum of a gene's z-scores by chance.
+    p
+        [G]: two-sided.
+    lead
+        int64 [G]: the gene with the largest |z| among those that it goes with in these patients, as neighbours on one
+        amplicon do; its own where that is itself.
     """
 
+    by_modality: Float64
     z: Float64
-    p_benefit: Float64
-    p_harm: Float64
-    lead_benefit: Int64
-    lead_harm: Int64
+    spread: Float64
+    p: Float64
+    lead: Int64
 
 
 class GeneValues:
@@ -116,26 +122,23 @@ def associate(
     spread = np.sqrt(np.where(told, square, np.inf) * max(float(np.square(left).mean()), 1e-12))
     shuffled = np.stack([_shuffled(left, stratum, rng) for _ in range(permutations)]).astype(np.float32)
     shape = (n_genes, n_modalities)
-    z = np.where(told, (left @ flat) / spread, np.nan).reshape(shape)
-    null = np.where(told, (shuffled @ flat) / spread, np.nan).reshape(permutations, *shape)
-    p_benefit, p_harm = (_pooled(sign * z, sign * null) for sign in (1.0, -1.0))
-    centred = flat.reshape(values.shape)
-    return Association(
-        z=z,
-        p_benefit=p_benefit,
-        p_harm=p_harm,
-        lead_benefit=_leads(z, centred),
-        lead_harm=_leads(-z, centred),
-    )
+    by_modality = np.where(told, (left @ flat) / spread, np.nan).reshape(shape)
+    null = np.where(told, (shuffled @ flat) / spread, 0.0).reshape(permutations, *shape).sum(2)
+    unit = np.where(told, flat / np.sqrt(np.where(told, square, 1.0)), 0.0).reshape(values.shape)
+    chance = np.sqrt(np.square(unit.sum(2)).sum(0))
+    chance = np.where(chance > _LEAST_SPREAD, chance, np.nan)  # modalities that cancel out tell nothing
+    z = np.nan_to_num(by_modality).sum(1) / chance
+    pool = np.sort(np.abs(null / chance)[:, np.isfinite(chance)], axis=None)
+    p = (1 + len(pool) - np.searchsorted(pool, np.abs(z), side="left")) / (1 + len(pool))
+    p = np.where(np.isfinite(z), p, np.nan)
+    return Association(by_modality=by_modality, z=z, spread=chance, p=p, lead=_leads(z, unit))
 
 
-def _leads(z: Float64, values: Float32) -> Int64:
-    """[G]: greedily from the highest z, each gene under the first that it correlates with in any modality."""
-    highest = np.nan_to_num(z, nan=-np.inf).max(1)
-    order = np.argsort(-highest, kind="stable")[:_MOST_LEADS]
-    norm = np.sqrt(np.square(values[:, order]).sum(0))
-    unit = values[:, order] / np.maximum(norm, 1e-9)
-    together = np.abs(np.einsum("egm,ehm->mgh", unit, unit)).max(0) > _TOGETHER
+def _leads(z: Float64, unit: Float64) -> Int64:
+    """[G]: greedily from the largest |z|, each gene under the first that it correlates with in any modality."""
+    order = np.argsort(-np.abs(np.nan_to_num(z)), kind="stable")[:_MOST_LEADS]
+    first = unit[:, order]
+    together = np.abs(np.einsum("egm,ehm->mgh", first, first)).max(0) > _TOGETHER
     lead = np.arange(len(z))
     free = np.ones(len(order), bool)
     for i, gene in enumerate(order):
@@ -144,18 +147,6 @@ def _leads(z: Float64, values: Float32) -> Int64:
             free &= ~together[i]
             free[i] = False
     return lead
-
-
-def _pooled(z: Float64, null: Float64) -> Float64:
-    """[G]: smallest p-value over modalities, [G, M] against [P, G, M], for having looked at several (Sidak 1967)."""
-    p = np.full(z.shape, np.nan)
-    for m in range(z.shape[1]):
-        told = np.flatnonzero(np.isfinite(z[:, m]))
-        chance = np.sort(null[:, told, m], axis=None)
-        p[told, m] = (1 + len(chance) - np.searchsorted(chance, z[told, m], side="left")) / (1 + len(chance))
-    looked = np.isfinite(p).sum(1)
-    least = np.nanmin(np.where(np.isfinite(p), p, 1.0), axis=1)
-    return np.where(looked > 0, -np.expm1(looked * np.log1p(-np.minimum(least, 1 - 1e-12))), np.nan)
 
 
 def _means(values: Float64, stratum: Int64) -> Float64:

@@ -1,23 +1,25 @@
-"""Rank every gene for every drug of a cohort: residual benefits -> lines of evidence -> one table.
+"""Rank every gene for every drug, or class of drugs, of a cohort: residual benefits -> lines of evidence -> one table.
 
-Columns of the table, one row a drug and gene; effects are correlations within strata, of which none names a subject:
+Columns of the table, one row a drug (or class) and gene, none of which names a subject:
 
-    drug, gene, episodes
-    rank                      of the gene for the drug, by both lines together; 1 = first
-    association, modality     highest z-score over modalities, and of which
-    p                         of that association, one-sided
-    lead                      the gene itself, or the stronger one that it goes with: a neighbour on an amplicon
-    q                         of leads: false discovery rate over all pairs
-    harm, p_harm, lead_harm, q_harm
-                              the same of the lowest z-score: those who have it benefit less (resistance)
-    elsewhere                 z-score of the same modality over the episodes of other drugs: what it says of anybody
-    likeness, like            to the most alike other drug with this target, and its name
-    known                     the gene is listed as the drug's target
+    drug or class, gene, episodes
+    rank            of the gene as the drug's target, by all lines together; 1 = first
+    z               association of the gene with benefit: above 0, those in whom it is higher or altered do better;
+                    below 0 they do worse, as with resistance
+    modality        that tells most of it
+    p, q            two-sided; false discovery rate over the table, of leads
+    lead            the gene itself, or the stronger one that it goes with: a neighbour on an amplicon
+    elsewhere       z over all other drugs' episodes: what the gene says of anybody
+    likeness, like  to the most alike other drug with this target, and its name
+    known           the gene is listed as a target
+    z:<modality>, elsewhere:<modality>
+                    what each modality tells by itself
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -35,9 +37,10 @@ from ican_ml.targets.ranking import benjamini_hochberg, normal_scores
 Float64 = npt.NDArray[np.float64]
 Int64 = npt.NDArray[np.int64]
 COLUMNS = (
-    *("drug", "gene", "episodes", "rank", "association", "modality", "p", "lead", "q"),
-    *("harm", "p_harm", "lead_harm", "q_harm", "elsewhere", "likeness", "like", "known"),
+    *("gene", "episodes", "rank", "z", "modality", "p", "lead", "q", "elsewhere"),
+    *("likeness", "like", "known"),
 )
+By = Literal["drug", "class"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,7 +62,9 @@ class Pairs:
         return cls(row=row, drug=drug, names=tuple(names))
 
 
-def discover(cohort: Cohort, outcome: Outcome, *, permutations: int = 1000, seed: int = 7) -> pl.DataFrame:
+def discover(
+    cohort: Cohort, outcome: Outcome, *, by: By = "drug", permutations: int = 1000, seed: int = 7
+) -> pl.DataFrame:
     """See the module docstring.
 
     Parameters
@@ -68,6 +73,8 @@ def discover(cohort: Cohort, outcome: Outcome, *, permutations: int = 1000, seed
         With omics; episodes without a treatment take no part.
     outcome
         Of its episodes, row by row.
+    by
+        ``class``: drugs of one ATC code together. What resists one resists the others, and few tell of each alone.
     permutations
         Of the benefits of each drug.
 
@@ -88,10 +95,12 @@ def discover(cohort: Cohort, outcome: Outcome, *, permutations: int = 1000, seed
     stratum = _numbered(indication)
     regimen = _numbered([tuple(sorted(treatment or ())) for treatment in treatments])
     benefit = residual_benefit(outcome, regimen=regimen, stratum=stratum, patient=patient)
-    pairs = Pairs.of([list(treatment or ()) for treatment in treatments], np.isfinite(benefit))
+    groups = {drug: (drug if by == "drug" else cohort.classes.get(drug)) for drug in cohort.targets}
+    given = [[group for drug in treatment or () if (group := groups.get(drug))] for treatment in treatments]
+    pairs = Pairs.of(given, np.isfinite(benefit))
     often = [d for d in range(len(pairs.names)) if (pairs.drug == d).sum() >= MIN_EPISODES]
     if not often:
-        raise ValueError(f"targets: expected a drug with {MIN_EPISODES} labelled episodes, got none")
+        raise ValueError(f"targets: expected a {by} with {MIN_EPISODES} labelled episodes, got none")
     genes = tuple(sorted({gene for m in cohort.modalities.values() for gene in m.genes if gene}))
     values = GeneValues(cohort.modalities, genes)
     moment = episodes["prediction_time"].cast(pl.Datetime("us")).to_numpy()
@@ -107,52 +116,49 @@ def discover(cohort: Cohort, outcome: Outcome, *, permutations: int = 1000, seed
         found.append(associate(benefit[rows], values.of(samples[rows]), part, permutations=permutations, rng=rng))
     alike = likeness(benefit[pairs.row], patient[pairs.row], pairs.drug, len(pairs.names))
     place = {gene: i for i, gene in enumerate(genes)}
-    listed = [[place[g] for g in cohort.targets.get(name, ()) if g in place] for name in pairs.names]
-    shared, by = shared_target(alike, listed, len(genes))
+    members = [[drug for drug, group in groups.items() if group == name] for name in pairs.names]
+    listed = [sorted({place[g] for drug in drugs for g in cohort.targets[drug] if g in place}) for drugs in members]
+    shared, nearest = shared_target(alike, listed, len(genes))
     names = [m.name for m in values.modalities]
     parts = [
-        pl.DataFrame({"drug": [pairs.names[d]] * len(genes), "gene": genes}).with_columns(
+        pl.DataFrame({by: [pairs.names[d]] * len(genes), "gene": genes}).with_columns(
             pl.lit(int((pairs.drug == d).sum())).alias("episodes"),
             *_columns(one, rest, names, genes),
             pl.Series("likeness", shared[d]),
-            pl.Series("like", [pairs.names[k] if k >= 0 else None for k in by[d].tolist()], pl.String),
+            pl.Series("like", [pairs.names[k] if k >= 0 else None for k in nearest[d].tolist()], pl.String),
             pl.Series("known", np.isin(np.arange(len(genes)), listed[d])),
         )
         for d, one, rest in zip(often, found, elsewhere, strict=True)
     ]
-    return _ranked(pl.concat(parts), len(genes))
+    return _ranked(pl.concat(parts), by, len(genes))
 
 
 def _columns(found: Association, elsewhere: Float64, modalities: list[str], genes: tuple[str, ...]) -> list[pl.Series]:
-    told = np.asarray(np.isfinite(found.z).any(axis=1))
-    z = np.nan_to_num(found.z, nan=-np.inf)
-    best = z.argmax(1)
-    at = np.arange(len(z))
+    towards = np.nan_to_num(found.by_modality * np.sign(np.nan_to_num(found.z))[:, None], nan=-np.inf)
+    most = towards.argmax(1).tolist()
+    told = np.isfinite(found.z)
     return [
-        pl.Series("association", np.where(told, z[at, best], np.nan)),
-        pl.Series("modality", [modalities[m] if told[g] else None for g, m in enumerate(best.tolist())], pl.String),
-        pl.Series("p", found.p_benefit),
-        pl.Series("lead", [genes[g] for g in found.lead_benefit.tolist()]),
-        pl.Series("harm", np.where(told, np.nan_to_num(found.z, nan=np.inf).min(1), np.nan)),
-        pl.Series("p_harm", found.p_harm),
-        pl.Series("lead_harm", [genes[g] for g in found.lead_harm.tolist()]),
-        pl.Series("elsewhere", elsewhere[at, best]),
+        pl.Series("z", found.z),
+        pl.Series(
+            "modality", [modalities[m] if known else None for m, known in zip(most, told, strict=True)], pl.String
+        ),
+        pl.Series("p", found.p),
+        pl.Series("lead", [genes[g] for g in found.lead.tolist()]),
+        pl.Series("elsewhere", np.nan_to_num(elsewhere).sum(1) / found.spread),
+        *(pl.Series(f"z:{name}", found.by_modality[:, m]) for m, name in enumerate(modalities)),
+        *(pl.Series(f"elsewhere:{name}", elsewhere[:, m]) for m, name in enumerate(modalities)),
     ]
 
 
-def _ranked(table: pl.DataFrame, n_genes: int) -> pl.DataFrame:
-    """With rank and false discovery rates; the best of every drug first."""
-    lines = [table[name].to_numpy().reshape(-1, n_genes) for name in ("association", "likeness")]
+def _ranked(table: pl.DataFrame, by: str, n_genes: int) -> pl.DataFrame:
+    """With rank and false discovery rate; the best of every drug first."""
+    lines = [table[name].to_numpy().reshape(-1, n_genes) for name in ("z", "likeness")]
     together = sum(normal_scores(line) for line in lines)
     rank = np.argsort(np.argsort(-together, axis=1, kind="stable"), axis=1) + 1
-    q, q_harm = (
-        benjamini_hochberg(table[f"p{side}"].to_numpy(), (table[f"lead{side}"] == table["gene"]).to_numpy())
-        for side in ("", "_harm")
-    )
-    table = table.with_columns(
-        pl.Series("rank", rank.ravel().astype(np.int32)), pl.Series("q", q), pl.Series("q_harm", q_harm)
-    )
-    return table.select(*COLUMNS).sort("drug", "rank").fill_nan(None)
+    q = benjamini_hochberg(table["p"].to_numpy(), (table["lead"] == table["gene"]).to_numpy())
+    table = table.with_columns(pl.Series("rank", rank.ravel().astype(np.int32)), pl.Series("q", q))
+    by_modality = [name for name in table.columns if ":" in name]
+    return table.select(by, *COLUMNS, *by_modality).sort(by, "rank").fill_nan(None)
 
 
 def _numbered(values: list[object]) -> Int64:

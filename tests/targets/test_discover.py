@@ -24,7 +24,8 @@ def table(sim_cohort: Cohort) -> pl.DataFrame:
 
 
 def test_every_gene_of_every_common_drug_has_a_rank(table: pl.DataFrame, sim_cohort: Cohort) -> None:
-    assert tuple(table.columns) == COLUMNS
+    by_modality = [f"{part}:{name}" for part in ("z", "elsewhere") for name in sim_cohort.modalities]
+    assert table.columns == ["drug", *COLUMNS, *by_modality]
     genes = {gene for m in sim_cohort.modalities.values() for gene in m.genes}
     for (_drug,), part in table.partition_by("drug", as_dict=True).items():
         assert set(part["gene"]) == genes
@@ -43,7 +44,7 @@ def test_it_is_the_same_again_and_in_any_order(table: pl.DataFrame, sim_cohort: 
     turned = replace(sim_cohort, episodes=sim_cohort.episodes.reverse())
     again = discover(turned, response(turned), permutations=20).sort("drug", "gene")
     expected = table.sort("drug", "gene")
-    for name in ("association", "harm", "elsewhere"):
+    for name in ("z", "elsewhere"):
         np.testing.assert_allclose(again[name].to_numpy(), expected[name].to_numpy(), rtol=1e-4, atol=1e-4)
 
 
@@ -61,10 +62,21 @@ def test_a_planted_target_is_found(sim_cohort: Cohort) -> None:
         for s, has_it in zip(subject, has, strict=True)
     ]
     found = discover(sim_cohort, Outcome.binary(value), permutations=100).filter(pl.col("drug") == drug)
-    best = found.sort("association", descending=True, nulls_last=True)
+    best = found.sort("z", descending=True, nulls_last=True)
     assert gene in best["gene"].head(5)
     row = found.filter(pl.col("gene") == gene)
-    assert row["association"][0] > row["elsewhere"][0] + 2
+    assert row["z"][0] > row["elsewhere"][0] + 2
+
+
+def test_drugs_of_a_class_are_asked_together(sim_cohort: Cohort) -> None:
+    found = discover(sim_cohort, response(sim_cohort), by="class", permutations=1)
+    episodes = dict(found.select("class", "episodes").unique().iter_rows())
+    classes = {drug: sim_cohort.classes[drug] for drug in sim_cohort.targets}
+    given = [{classes[drug] for drug in treatment} for treatment in sim_cohort.episodes["treatment"].to_list()]
+    assert episodes == {name: n for name in sorted(set(classes.values())) if (n := sum(name in g for g in given)) >= 20}
+    known = found.filter((pl.col("class") == classes["EGF-101"]) & pl.col("known"))["gene"].to_list()
+    alike = [drug for drug, drug_class in classes.items() if drug_class == classes["EGF-101"]]
+    assert sorted(known) == sorted({gene for drug in alike for gene in sim_cohort.targets[drug]})
 
 
 def test_the_command_writes_and_prints(simulated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -73,7 +85,7 @@ def test_the_command_writes_and_prints(simulated: Path, tmp_path: Path, capsys: 
     printed = capsys.readouterr().out
     assert "benefit more (response): " in printed
     assert "false discovery rate of 0.9999" in printed
-    assert tuple(pl.read_parquet(out).columns) == COLUMNS
+    assert tuple(pl.read_parquet(out).columns[: len(COLUMNS) + 1]) == ("drug", *COLUMNS)
     for wrong in (["--out", str(tmp_path / "a.csv")], ["--out", str(out), "--level", "2"]):
         with pytest.raises(SystemExit, match="expected"):
             main(["targets", str(simulated), *wrong])
