@@ -24,7 +24,7 @@ Float32 = npt.NDArray[np.float32]
 Int64 = npt.NDArray[np.int64]
 MIN_EPISODES, _MIN_CARRIERS = 20, 5
 _MOST_LEADS, _TOGETHER = 300, 0.5
-_LEAST_SPREAD = 0.1
+_LEAST_SPREAD, _AT_ONCE = 0.1, 100
 _TARGET_SUM = 1e4
 
 
@@ -120,12 +120,15 @@ def associate(
     usual = measured.reshape(n_episodes, -1).sum(0)
     told = (usual >= MIN_EPISODES) & (carriers >= _MIN_CARRIERS) & (square > 1e-9)
     spread = np.sqrt(np.where(told, square, np.inf) * max(float(np.square(left).mean()), 1e-12))
-    shuffled = np.stack([_shuffled(left, stratum, rng) for _ in range(permutations)]).astype(np.float32)
-    shape = (n_genes, n_modalities)
-    by_modality = np.where(told, (left @ flat) / spread, np.nan).reshape(shape)
-    null = np.where(told, (shuffled @ flat) / spread, 0.0).reshape(permutations, *shape).sum(2)
-    unit = np.where(told, flat / np.sqrt(np.where(told, square, 1.0)), 0.0).reshape(values.shape)
-    chance = np.sqrt(np.square(unit.sum(2)).sum(0))
+    by_modality = np.where(told, (left @ flat) / spread, np.nan).reshape(n_genes, n_modalities)
+    null = np.empty((permutations, n_genes), np.float32)
+    for start in range(0, permutations, _AT_ONCE):
+        some = null[start : start + _AT_ONCE]
+        shuffled = np.stack([_shuffled(left, stratum, rng) for _ in some]).astype(np.float32)
+        some[:] = ((shuffled @ flat) / spread).reshape(len(some), n_genes, n_modalities).sum(2)
+    flat *= np.where(told, 1 / np.sqrt(np.where(told, square, 1.0)), 0.0).astype(np.float32)
+    unit = flat.reshape(values.shape)
+    chance = np.sqrt(np.square(unit.sum(2, dtype=np.float64)).sum(0))
     chance = np.where(chance > _LEAST_SPREAD, chance, np.nan)  # modalities that cancel out tell nothing
     z = np.nan_to_num(by_modality).sum(1) / chance
     pool = np.sort(np.abs(null / chance)[:, np.isfinite(chance)], axis=None)
@@ -134,7 +137,7 @@ def associate(
     return Association(by_modality=by_modality, z=z, spread=chance, p=p, lead=_leads(z, unit))
 
 
-def _leads(z: Float64, unit: Float64) -> Int64:
+def _leads(z: Float64, unit: Float32) -> Int64:
     """[G]: greedily from the largest |z|, each gene under the first that it correlates with in any modality."""
     order = np.argsort(-np.abs(np.nan_to_num(z)), kind="stable")[:_MOST_LEADS]
     first = unit[:, order]
