@@ -28,6 +28,7 @@ from record import ROOT, Record
 from ican_ml.cohort.cohort import Cohort, read_cohort
 from ican_ml.cohort.simulate import simulate
 from ican_ml.cohort.simulate_truth import read_truth
+from ican_ml.evaluation.metrics import auprc, auroc
 from ican_ml.evaluation.outcome import Outcome
 from ican_ml.targets.benefit import residual_benefit
 from ican_ml.targets.discover import discover
@@ -68,19 +69,19 @@ def faults(parts: dict[str, Any]) -> list[str]:
     """What falls short, in words."""
     short = []
     if (found := parts.get("gdsc")) is not None:
-        first, auroc = found["together"]["first_ten"], found["together"]["auroc"]
-        if first < LEAST_FIRST or auroc < LEAST_AUROC:
+        first, area = found["together"]["first_ten"], found["together"]["auroc"]
+        if first < LEAST_FIRST or area < LEAST_AUROC:
             short.append(
-                f"gdsc: {first:.3f} among the first ten, AUROC {auroc:.3f}, expected {LEAST_FIRST}, {LEAST_AUROC}"
+                f"gdsc: {first:.3f} among the first ten, AUROC {area:.3f}, expected {LEAST_FIRST}, {LEAST_AUROC}"
             )
         short += [
             f"gdsc: {drug} ranks {genes} at {rank}, expected among the first ten"
             for drug, genes, rank in found["missed"]
         ]
     each = [parts[f"simulated {seed}"] for seed in SEEDS]
-    auprc, false = (float(np.mean([found[name] for found in each])) for name in ("auprc", "false_discovery_proportion"))
-    if auprc < LEAST_AUPRC:
-        short.append(f"simulated: AUPRC {auprc:.3f}, expected at least {LEAST_AUPRC}")
+    curve, false = (float(np.mean([found[name] for found in each])) for name in ("auprc", "false_discovery_proportion"))
+    if curve < LEAST_AUPRC:
+        short.append(f"simulated: AUPRC {curve:.3f}, expected at least {LEAST_AUPRC}")
     resistance = float(np.mean([found["resistance_auroc"] for found in each]))
     if resistance < LEAST_RESISTANCE:
         short.append(f"simulated: resistance against prognosis AUROC {resistance:.3f}, least {LEAST_RESISTANCE}")
@@ -106,13 +107,10 @@ def outcome_of(cohort: Cohort, name: str, kind: str) -> Outcome:
 
 def simulated(seed: int) -> dict[str, Any]:
     """How well planted targets are found by association."""
-    from sklearn.metrics import average_precision_score
-
     cohort = simulated_cohort(SUBJECTS, seed)
     table = discover(cohort, outcome_of(cohort, "response", "binary"))
     each = [
-        average_precision_score(part["known"].to_numpy(), part["z"].fill_null(-99.0).to_numpy())
-        for part in table.partition_by("drug")
+        auprc(part["known"].to_numpy(), part["z"].fill_null(-99.0).to_numpy()) for part in table.partition_by("drug")
     ]
     by_class = discover(cohort, outcome_of(cohort, "response", "binary"), by="class", permutations=1)
     found = table.filter((pl.col("q") <= LEVEL) & (pl.col("z") > 0))
@@ -127,8 +125,6 @@ def simulated(seed: int) -> dict[str, Any]:
 
 def _resistance(table: pl.DataFrame, cohort: Cohort) -> float:
     """Genes that resist a class against prognostic ones, by the most harm that a modality tells of."""
-    from sklearn.metrics import roc_auc_score
-
     truth = read_truth(cohort.path)
     resists = {(cohort.classes[drug], gene) for drug, genes in truth.resistance.items() for gene in genes}
     worst = pl.min_horizontal([pl.col(f"z:{name}") for name in cohort.modalities])
@@ -138,7 +134,7 @@ def _resistance(table: pl.DataFrame, cohort: Cohort) -> float:
         for *pair_, harm in table.select("class", "gene", pl.col("harm").fill_null(-99.0)).iter_rows()
         if (pair := tuple(pair_)) in resists or pair[1] in truth.prognostic
     ]
-    return float(roc_auc_score(*zip(*rows, strict=True)))
+    return auroc(*zip(*rows, strict=True))
 
 
 def null() -> dict[str, Any]:
@@ -199,21 +195,19 @@ def _hidden(cohort: Cohort, outcome: Outcome, table: pl.DataFrame) -> pl.DataFra
 def _ranks(table: pl.DataFrame, column: str) -> dict[str, float]:
     from scipy.stats import rankdata
 
-    best, auroc = [], []
+    best, areas = [], []
     for part in table.partition_by("drug"):
         known = part["known"].to_numpy()
         if not known.any():
             continue
         score = part[column].cast(pl.Float64).fill_null(0.0).to_numpy() * (-1 if column == "rank" else 1)
         best.append(float(rankdata(-score)[known].min()))
-        place = rankdata(score)
-        n, n_known = len(known), int(known.sum())
-        auroc.append((place[known].sum() - n_known * (n_known + 1) / 2) / (n_known * (n - n_known)))
+        areas.append(auroc(known, score))
     return {
         "drugs": len(best),
         "first_ten": float(np.mean(np.array(best) <= FIRST)),
         "median_rank": float(np.median(best)),
-        "auroc": float(np.mean(auroc)),
+        "auroc": float(np.mean(areas)),
     }
 
 

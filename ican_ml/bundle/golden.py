@@ -16,9 +16,9 @@ import numpy.typing as npt
 from ican_ml.bundle.read import MALFORMED, Bundle, BundleError, deviation
 from ican_ml.encoding.csr import CSRBatch
 from ican_ml.inputs.answer import summarise
-from ican_ml.inputs.encode import Arrays, OmicsRows, PatientStates, collate, encode, joined
+from ican_ml.inputs.encode import Arrays, OmicsRows, PatientStates, joined
 from ican_ml.inputs.limits import check_inputs, input_limits
-from ican_ml.inputs.patient import read_patient
+from ican_ml.inputs.patient import patient_inputs
 from ican_ml.inputs.regimens import INHIBITOR, Regimen
 from ican_ml.inputs.schema import InputSchema, ModalitySchema
 from ican_ml.records.vocabulary import Events, Vocabulary
@@ -55,8 +55,7 @@ def golden_cases(schema: InputSchema) -> list[Case]:
 
 def case_inputs(schema: InputSchema, case: Mapping[str, Any]) -> Arrays:
     """The network's arrays for one golden case, by the path that serves a patient."""
-    states, _ = read_patient(schema, case["patient"], [tuple(regimen) for regimen in case["treatments"]])
-    return collate(encode(schema, states, backend="reference"), np.zeros(1, np.int64))
+    return patient_inputs(schema, case["patient"], [tuple(regimen) for regimen in case["treatments"]])[0]
 
 
 def prove(bundle: Bundle, run: Callable[[Arrays], Arrays]) -> None:

@@ -27,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ican_ml.encoding.csr import CSRBatch
-from ican_ml.inputs.encode import OmicsRows, PatientStates
+from ican_ml.inputs.encode import Arrays, OmicsRows, PatientStates, collate, encode
 from ican_ml.inputs.regimens import Regimen
 from ican_ml.inputs.schema import InputSchema, ModalitySchema
 from ican_ml.records.store import BIRTH, build_store, history
@@ -65,6 +65,14 @@ class PatientNotes:
     events_after_prediction: int
     missing: tuple[str, ...]
     record: dict[str, float]
+
+
+def patient_inputs(
+    schema: InputSchema, patient: Mapping[str, Any], regimens: Sequence[Regimen]
+) -> tuple[Arrays, PatientNotes]:
+    """The network's arrays for one patient: what is served, and what golden cases prove; see :func:`read_patient`."""
+    states, notes = read_patient(schema, patient, regimens)
+    return collate(encode(schema, states, backend="reference"), np.zeros(1, np.int64)), notes
 
 
 def read_patient(

@@ -21,9 +21,9 @@ from ican_ml.bundle.golden import prove
 from ican_ml.bundle.read import BundleError, open_bundle
 from ican_ml.evaluation.applicability import EMBEDDING, Judgement
 from ican_ml.inputs.answer import Float64, event_free, members_of, summarise, uncertainty
-from ican_ml.inputs.encode import Arrays, collate, encode, joined
+from ican_ml.inputs.encode import Arrays, joined
 from ican_ml.inputs.limits import InputError, check_inputs, input_limits
-from ican_ml.inputs.patient import PatientError, PatientNotes, read_patient
+from ican_ml.inputs.patient import PatientError, PatientNotes, patient_inputs
 from ican_ml.inputs.regimens import INHIBITOR, Regimen
 from ican_ml.serving.explain import Driver, variants
 
@@ -176,9 +176,7 @@ class Predictor:
 
     def inputs(self, patient: Mapping[str, Any], regimens: Sequence[Regimen]) -> tuple[Arrays, PatientNotes]:
         """The network's input arrays for one patient (see :mod:`ican_ml.inputs.encode`)."""
-        states, notes = read_patient(self.schema, patient, regimens)
-        encoded = encode(self.schema, states, backend="reference")
-        return collate(encoded, np.zeros(1, np.int64)), notes
+        return patient_inputs(self.schema, patient, regimens)
 
     def patient_of(
         self, bundle: Mapping[str, Any], *, timezone: str | None, prediction_time: str | None, assay: str | None

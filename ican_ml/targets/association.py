@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ican_ml.cohort.omics import Modality
+from ican_ml.encoding.normalize_log1p import normalize_log1p
 
 Float64 = npt.NDArray[np.float64]
 Float32 = npt.NDArray[np.float32]
@@ -25,7 +26,6 @@ Int64 = npt.NDArray[np.int64]
 MIN_EPISODES, _MIN_CARRIERS = 20, 5
 _MOST_LEADS, _TOGETHER = 300, 0.5
 _LEAST_SPREAD, _AT_ONCE = 0.1, 100
-_TARGET_SUM = 1e4
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,17 +80,15 @@ class GeneValues:
         for m, (modality, column) in enumerate(zip(self.modalities, self._column, strict=True)):
             rows = np.flatnonzero(samples[:, m] >= 0)
             batch = modality.matrix.take(samples[rows, m])
-            values = batch.values.astype(np.float32)
             if modality.kind == "count":
-                total = np.bincount(batch.row_ids(), values, batch.n_rows)
-                values = np.log1p(values * (_TARGET_SUM / np.maximum(total, 1e-6))[batch.row_ids()]).astype(np.float32)
+                batch = normalize_log1p(batch, backend="reference")
             if not modality.explicit:
                 panel = [modality.panels[str(name)] for name in modality.panel[samples[rows, m]]]
                 measured = np.stack(panel) if panel else np.zeros((0, len(column)), bool)
                 row, feature = np.nonzero(measured[:, column >= 0])
                 found[rows[row], column[column >= 0][feature], m] = 0.0
             inside = column[batch.indices] >= 0
-            found[rows[batch.row_ids()[inside]], column[batch.indices[inside]], m] = values[inside]
+            found[rows[batch.row_ids()[inside]], column[batch.indices[inside]], m] = batch.values[inside]
         return found
 
 
