@@ -5,16 +5,21 @@ A wrong type or an unknown name is refused by the dataclass schema, a nonsense v
 
 from __future__ import annotations
 
+import json
 import math
 import re
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from enum import Enum
+from pathlib import Path
 from typing import cast, get_args
 
 from ican_ml.encoding.backends import Backend
 from ican_ml.inputs.fit import InputConfig
 from ican_ml.model.patient_transformer import ModelConfig
+from ican_ml.targets.config import TargetsConfig
 from ican_ml.training.config import LoggerConfig, TrainerConfig, TrainingConfig
+
+_FILE = "config.json"
 
 
 class Kind(Enum):
@@ -257,7 +262,7 @@ class EncodingConfig:
 
 @dataclass(kw_only=True, slots=True)
 class RunConfig:
-    """Everything a run depends on."""
+    """Everything a run depends on. ``discover``: also rank targets and biomarkers (minutes to hours)."""
 
     name: str = "default"
     runs: str = "runs"
@@ -271,6 +276,8 @@ class RunConfig:
     training: TrainingConfig = field(default_factory=TrainingConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    discover: bool = False
+    targets: TargetsConfig = field(default_factory=TargetsConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
 
     def __post_init__(self) -> None:
@@ -305,3 +312,29 @@ def _named(kinds: dict[str, Kind]) -> str:
 def _check_weight(name: str, weight: float) -> None:
     if not (weight > 0 and math.isfinite(weight)):
         raise ValueError(f"{name}: expected a positive number, got {weight}")
+
+
+def write_config(config: RunConfig, private: Path) -> None:
+    """Keep what a run was asked to do, with the cohort's whole path, beside its results."""
+    document = asdict(config)
+    document["cohort"]["path"] = str(Path(config.cohort.path).absolute())
+    (private / _FILE).write_text(json.dumps(document, indent=1, default=lambda kind: kind.value) + "\n")
+
+
+def read_config(run: Path) -> RunConfig:
+    """What a run was asked to do; its folder may have moved.
+
+    Raises
+    ------
+    ValueError
+        If the folder is none of a run.
+    """
+    from omegaconf import OmegaConf
+
+    path = run / "private" / _FILE
+    if not path.exists():
+        raise ValueError(f"expected the folder of a run, with private/{_FILE}, got {run.name!r}")
+    merged = OmegaConf.merge(OmegaConf.structured(RunConfig), json.loads(path.read_text()))
+    config = OmegaConf.to_object(merged)
+    assert isinstance(config, RunConfig)
+    return replace(config, name=run.absolute().name, runs=str(run.absolute().parent))

@@ -1,4 +1,4 @@
-"""A run, end to end: prepare -> fit -> evaluate -> export -> verify, for one split or for every fold in turn.
+"""A run, end to end: prepare -> fit -> evaluate -> discover -> export -> verify, for one split or every fold in turn.
 
 Each fold's fit and baselines are stages keyed by configuration and data (:mod:`ican_ml.run_folder`): the same command
 goes on where it stopped. Results that may leave lie in ``runs/<name>/``, all else in its ``private/``.
@@ -8,17 +8,14 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 import subprocess
 import sys
-import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
-import polars as pl
 import torch
 
 import ican_ml
@@ -28,23 +25,21 @@ from ican_ml.bundle.export import parity
 from ican_ml.bundle.read import open_bundle
 from ican_ml.cohort.cohort import Cohort
 from ican_ml.cohort.simulate_truth import read_truth
-from ican_ml.cohort.split import Split
-from ican_ml.config import RunConfig
+from ican_ml.config import RunConfig, write_config
+from ican_ml.discovery import discover_targets, observations
 from ican_ml.evaluation.conformal import calibrations
+from ican_ml.fitting import fit_key, fit_stage
 from ican_ml.fold import (
     Prepared,
     baseline_scores,
     encode_fold,
-    fit_fold,
-    indication_of,
     network_scores,
-    with_further,
 )
 from ican_ml.inputs.answer import Float64
 from ican_ml.inputs.assemble import as_dictionary, assemble
 from ican_ml.inputs.encode import collate, encode
 from ican_ml.prepare import prepare
-from ican_ml.release import EARLIER, MODEL_FILE, NETWORK_FILE, SCHEMA_FILE, card_of, export_fitted, load_fitted
+from ican_ml.release import card_of, export_fitted, load_fitted
 from ican_ml.results import (
     MODEL,
     ORACLE,
@@ -56,14 +51,10 @@ from ican_ml.results import (
     results_table,
     write_run_report,
 )
-from ican_ml.run_folder import RESULT, RunFolder, Stage, data_hash, stage_key
-from ican_ml.training.applicability import fit_embedding
-from ican_ml.training.loggers import close_loggers, run_loggers
-from ican_ml.training.loop import fit
+from ican_ml.run_folder import RunFolder, Stage, data_hash, stage_key
 from ican_ml.training.resistance import Resistance
 
 _log = logging.getLogger(__name__)
-_SUBJECTS = "subjects.npz"
 Int64 = npt.NDArray[np.int64]
 
 
@@ -74,8 +65,10 @@ def run(config: RunConfig) -> Path:
     folder = RunFolder(Path(config.runs) / config.name)
     _log_to(folder.root / "log.txt")
     torch.set_num_threads(config.trainer.threads or torch.get_num_threads())
+    write_config(config, folder.private)
     prepared = prepare(config)
-    fitted = [_fit_fold(config, prepared, folder, name) for name in prepared.splits]
+    observed = observations(config, prepared) if config.discover else None
+    fitted = [fit_stage(config, prepared, folder, name) for name in prepared.splits]
     scores = [
         _score_fold(config, prepared, folder, name, stage) for name, stage in zip(prepared.splits, fitted, strict=True)
     ]
@@ -85,129 +78,19 @@ def run(config: RunConfig) -> Path:
         )
         for name, outcome in prepared.outcomes.items()
     ]
+    if observed is not None:
+        stages = dict(zip(prepared.splits, fitted, strict=True))
+        discover_targets(config, prepared, observed, stages, scores, folder)
     difference = _export(config, prepared, folder, fitted[0], results)
     audit = _audit(config, prepared, scores, folder)
     _conclude(config, prepared, scores, results, audit, folder, difference)
     return folder.root
 
 
-def _pretrained(config: RunConfig, name: str) -> Path | None:
-    """The fit stage that ``training.init_from`` names: of the same fold, or the only one."""
-    if config.training.init_from is None:
-        return None
-    private = Path(config.runs) / config.training.init_from / "private"
-    found = sorted(path.parent for path in private.glob(f"*/fit/{RESULT}"))
-    same = [path for path in found if path.parent.name == name]
-    if len(same or found) != 1:
-        had = ", ".join(path.parent.name for path in found) or "none"
-        raise ValueError(
-            f"training.init_from: expected a finished run {config.training.init_from!r} with one fit, or one of "
-            f"{name}, got {had}; run python train.py experiment=pretrain name={config.training.init_from}, with the "
-            "same split"
-        )
-    return (same or found)[0]
-
-
-def _check_apart(source: Path, episodes: pl.DataFrame, split: Split) -> None:
-    """Nobody held out, and nobody who tunes, may have been pretrained on; nobody held out may have tuned that."""
-    subject = episodes["subject_id"].to_numpy()
-    tuning, held_out = (np.unique(subject[rows]) for rows in (split.tuning, split.held_out))
-    with np.load(source / _SUBJECTS) as known:
-        seen = np.isin(held_out, np.concatenate([known["train"], known["tuning"]])).sum()
-        seen += np.isin(tuning, known["train"]).sum()
-    if seen:
-        raise ValueError(
-            f"training.init_from: expected a run that has not seen the subjects to tune on and held out, got one that "
-            f"saw {seen} of them; pretrain with the same split and seed"
-        )
-
-
-def _key(config: RunConfig, prepared: Prepared, name: str, *parts: str) -> str:
-    document = asdict(config)
-    used = {part: document[part] for part in ("seed", "task", "split", "inputs", *parts)}
-    of = [document["cohort"][part] for part in ("family", "indications", "pretraining", "lines", "landmarks")]
-    source = _pretrained(config, name)
-    of.append((source / "key").read_text() if source is not None else None)
-    return stage_key(used, *of, prepared.data_hash, name, ican_ml.__version__)
-
-
-def _fit_fold(config: RunConfig, prepared: Prepared, folder: RunFolder, name: str) -> Stage:
-    stage = folder.stage(f"{name}/fit", _key(config, prepared, name, "model", "training", "trainer"))
-    if stage.is_done:
-        _log.info("%s: already fitted", name)
-        return stage
-    started = time.monotonic()
-    earlier, source = None, _pretrained(config, name)
-    own = prepared.splits[name]
-    prepared, split, weight = with_further(prepared, own)
-    subject = prepared.episodes["subject_id"].to_numpy()
-    parts = {part: np.unique(subject[rows]) for part, rows in (("train", split.train), ("tuning", split.tuning))}
-    np.savez(stage.folder / _SUBJECTS, **cast("dict[str, Any]", parts))
-    if source is None:
-        fold = fit_fold(config, prepared, split)
-    else:
-        _check_apart(source, prepared.episodes, split)
-        shutil.copytree(source, stage.folder / EARLIER, ignore=shutil.ignore_patterns("*.ckpt"), dirs_exist_ok=True)
-        earlier, known = load_fitted(stage.folder / EARLIER)
-        fold = fit_fold(config, prepared, split, known)
-    schema = fold.schema
-    (stage.folder / MODEL_FILE).write_text(json.dumps(asdict(config.model)))
-    (stage.folder / SCHEMA_FILE).write_text(json.dumps(schema.to_json()))
-    train, tuning = fold.data(prepared.outcomes, split.train, split.tuning, weight=weight)
-    _log.info(
-        "%s: %d training, %d tuning, %d held-out episodes, %d left out; %d summary columns, %d drugs, %d genes",
-        name,
-        *(len(rows) for rows in (split.train, split.tuning, split.held_out, split.left_out)),
-        len(schema.summary_names),
-        len(schema.drugs),
-        len(schema.genes),
-    )
-    result = fit(
-        schema,
-        train,
-        tuning,
-        model=config.model,
-        training=config.training,
-        trainer=config.trainer,
-        folder=stage.folder,
-        seed=config.seed,
-        subject=fold.states.subject_id,
-        earlier=earlier,
-        curve_file=folder.root / "logs" / f"{name}.csv",
-        loggers=run_loggers(config.logger, folder.root, name),
-    )
-    close_loggers(folder.root)
-    applicability = fit_embedding(
-        result.network,
-        schema,
-        fold.encoded,
-        train=np.unique(fold.states.patient[own.train]),
-        tuning=np.unique(fold.states.patient[own.tuning]),
-        subject=fold.states.subject_id,
-        indication=indication_of(prepared.episodes, fold.states),
-        seed=config.seed,
-    )
-    torch.save(result.network.state_dict(), stage.folder / NETWORK_FILE)
-    seconds = time.monotonic() - started
-    _log.info("%s: fitted in %.0f s", name, seconds)
-    calibration = [found.to_dict() for found in result.calibration.values()]
-    resistance = [asdict(found) for found in result.resistance]
-    stage.finish(
-        {
-            "curve": result.curve,
-            "seconds": seconds,
-            "calibration": calibration,
-            "resistance": resistance,
-            "applicability": applicability.to_json() if applicability is not None else None,
-        }
-    )
-    return stage
-
-
 def _score_fold(config: RunConfig, prepared: Prepared, folder: RunFolder, name: str, fitted: Stage) -> Scores:
     """Predictions of the held-out episodes by the model, the baselines and, where simulated, the oracle."""
     rows = prepared.splits[name].held_out
-    key = _key(config, prepared, name, "model", "training", "trainer")
+    key = fit_key(config, prepared, name, "model", "training", "trainer")
     stage = folder.stage(f"{name}/scores", stage_key(key, asdict(config.evaluation)["baselines"]))
     if not stage.is_done:
         network, schema = load_fitted(fitted.folder)
@@ -258,7 +141,7 @@ def _export(
 
 def _audit(config: RunConfig, prepared: Prepared, scores: list[Scores], folder: RunFolder) -> Audit:
     """What bookkeeping tells, beside what the run's scorers know; permuted outcomes under the linear path."""
-    key = _key(config, prepared, "audit", "model", "training", "trainer", "evaluation")
+    key = fit_key(config, prepared, "audit", "model", "training", "trainer", "evaluation")
     stage = folder.stage("audit", key)
     if not stage.is_done:
         _log.info("audit: bookkeeping, %d permutations of the outcomes", config.evaluation.permutations)

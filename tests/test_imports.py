@@ -34,6 +34,8 @@ ROOMS = (
     ("config", "results", "run_folder"),
     ("fold", "transfer"),
     ("audit", "prepare", "release"),
+    ("fitting",),
+    ("discovery",),
     ("pipeline",),
     ("invariants",),
     ("commands",),

@@ -15,7 +15,7 @@ import polars as pl
 import pytest
 import torch
 
-from ican_ml import pipeline
+from ican_ml import fitting, pipeline
 from ican_ml.bundle.export import export_bundle
 from ican_ml.cli import main
 from ican_ml.config import (
@@ -178,22 +178,22 @@ def test_a_second_call_goes_on_and_a_changed_configuration_starts_anew(
     cohort: Path, tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = configured(cohort, tmp_path)
-    fitted: list[str] = []
-    original = pipeline.fit
+    done: list[str] = []
+    original = fitting.fit
 
     def counted(*args: Any, **settings: Any) -> Any:
-        fitted.append(settings["folder"].parent.name)
+        done.append(settings["folder"].parent.name)
         return original(*args, **settings)
 
-    monkeypatch.setattr(pipeline, "fit", counted)
+    monkeypatch.setattr(fitting, "fit", counted)
     first = (pipeline.run(config) / "metrics.json").read_bytes()
-    assert fitted == ["split"]
+    assert done == ["split"]
     assert (pipeline.run(config) / "metrics.json").read_bytes() == first
-    assert fitted == ["split"]
+    assert done == ["split"]
     pipeline.run(replace(config, training=replace(config.training, weight_decay=0.2)))
-    assert fitted == ["split"] * 2
+    assert done == ["split"] * 2
     assert (pipeline.run(replace(config, name="again")) / "metrics.json").read_bytes() == first
-    assert fitted == ["split"] * 3
+    assert done == ["split"] * 3
 
 
 def test_a_bundle_is_exported_again_only_where_it_is_not_the_one_that_was(

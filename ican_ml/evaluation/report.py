@@ -61,17 +61,20 @@ class TaskReport:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Section:
-    """A table with a heading and remarks below it, for the page and, as :meth:`text`, for a terminal.
+    """A table with a heading, remarks and charts below it, for the page and, as :meth:`text`, for a terminal.
 
     Attributes
     ----------
     rows
         Column -> cell; the first column names the row.
+    charts
+        For the page alone.
     """
 
     title: str
     rows: Sequence[Mapping[str, Cell]] = ()
     notes: Sequence[str] = ()
+    charts: Sequence[Chart] = ()
 
     def text(self) -> str:
         """Plain text."""
@@ -169,6 +172,7 @@ def _section(section: Section) -> Iterable[str]:
         head = list(dict.fromkeys(name for row in section.rows for name in row))
         yield _table(head, [[row.get(name) for name in head] for row in section.rows])
     yield from (f"<p>{html.escape(note)}</p>" for note in section.notes)
+    yield _figures(section.charts)
 
 
 def _fold_table(folds: Mapping[str, Sequence[TaskMetrics]]) -> str:

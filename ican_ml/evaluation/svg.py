@@ -32,7 +32,7 @@ class Chart:
     x_range, y_range
         Data limits of the axes; equal ends are widened.
     legend_at
-        "lower right", "upper right" or "lower left".
+        "lower right", "upper right", "lower left" or "upper left".
     """
 
     title: str
@@ -67,6 +67,21 @@ class Chart:
                 self._marks.append(f'<circle cx="{px}" cy="{py}" r="3" fill="{color}"/>')
         if label:
             self._legend.append((label, color, dashed))
+
+    def points(self, x: FloatArray, y: FloatArray, *, color: str, label: str = "") -> None:
+        """Dots alone."""
+        self._marks += [
+            f'<circle cx="{self._x(a):.1f}" cy="{self._y(b):.1f}" r="2.2" fill="{color}" fill-opacity="0.7"/>'
+            for a, b in zip(x, y, strict=True)
+        ]
+        if label:
+            self._legend.append((label, color, False))
+
+    def text(self, x: float, y: float, label: str) -> None:
+        """A word beside a point."""
+        self._marks.append(
+            f'<text x="{self._x(x) + 5:.1f}" y="{self._y(y) - 4:.1f}" class="tick">{html.escape(label)}</text>'
+        )
 
     def steps(self, x: FloatArray, y: FloatArray, *, color: str, label: str = "") -> None:
         """A right-continuous step line."""

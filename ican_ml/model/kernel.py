@@ -2,10 +2,11 @@
 
 A patient is as far from each landmark (a training patient) as their omics are; near ones are alike in what they respond
 to, and drugs alike in whom they help. Fitted in closed form by :mod:`ican_ml.training.kernel` before anything else, and
-added to the linear scores. Views of each modality: distances between its principal components (the exponential kernel),
-the same between components of equal weight, and their product (the linear kernel).
+added to the linear scores. A regimen without a drug of training answers as the training drugs with its target genes do:
+a virtual inhibitor is one more drug. Views of each modality: distances between its principal components (the
+exponential kernel), the same between components of equal weight, and their product (the linear kernel).
 
-Shapes: B patients, R regimens, D drugs, S landmarks, C components, N tasks.
+Shapes: B patients, R regimens, D drugs, G target genes, S landmarks, C components, N tasks.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ class KernelPath(nn.Module):
     weight: Tensor
     answer: Tensor
     mean: Tensor
+    of_gene: Tensor
 
     def __init__(self, schema: InputSchema, landmarks: int) -> None:
         super().__init__()
@@ -50,6 +52,7 @@ class KernelPath(nn.Module):
         self.register_buffer("weight", torch.zeros(n_tasks, len(widths), len(VIEWS)))
         self.register_buffer("answer", torch.zeros(n_tasks, landmarks, n_drugs))
         self.register_buffer("mean", torch.zeros(n_tasks, n_drugs))
+        self.register_buffer("of_gene", _drugs_of_genes(schema), persistent=False)
 
     def project(self, batch: Batch, scaled: dict[str, Tensor]) -> dict[str, Tensor]:
         """``[B, C]`` by modality: principal components, zero where it is absent; the summary as it is."""
@@ -74,19 +77,35 @@ class KernelPath(nn.Module):
         ]
 
     def forward(self, batch: Batch, scaled: dict[str, Tensor]) -> Tensor:
-        """``[B, R, N]``: the mean over a regimen's drugs; that of padding where it has none."""
+        """``[B, R, N]``: the mean over a regimen's drugs; where none is known, over its target genes."""
         views = [self.views(name, component_BC) for name, component_BC in self.project(batch, scaled).items()]
         view_MVBS = torch.stack([torch.stack(each) for each in views])
-        drug_BRD = batch["treatment_drug"]
-        real_BRD = (drug_BRD > 0).to(view_MVBS.dtype)
+        drug_BRD, gene_BRG = batch["treatment_drug"], batch["treatment_gene"]
+        known_BR = (drug_BRD >= FIRST_KNOWN).any(2)
         scores = []
         for weight_MV, answer_SI, mean_I in zip(self.weight, self.answer, self.mean, strict=True):
             answer_BI = (view_MVBS * weight_MV[..., None, None]).sum((0, 1)) @ answer_SI + mean_I
-            drug_BX = drug_BRD.flatten(1)
-            each_BRD = answer_BI.gather(1, drug_BX).reshape(drug_BRD.shape)
-            mean_BR = (each_BRD * real_BRD).sum(2) / real_BRD.sum(2).clamp(min=1)
-            scores.append(torch.where(real_BRD.sum(2) > 0, mean_BR, answer_BI[:, :1]))
+            scores.append(
+                torch.where(known_BR, _mean_of(answer_BI, drug_BRD), _mean_of(answer_BI @ self.of_gene, gene_BRG))
+            )
         return torch.stack(scores, dim=-1)
+
+
+def _mean_of(answer_BI: Tensor, ids_BRX: Tensor) -> Tensor:
+    """``[B, R]``: the mean of the answers of these ids; that of padding where all of them are."""
+    each_BRX = answer_BI.gather(1, ids_BRX.flatten(1)).reshape(ids_BRX.shape)
+    real_BRX = (ids_BRX > 0).to(each_BRX.dtype)
+    mean_BR = (each_BRX * real_BRX).sum(2) / real_BRX.sum(2).clamp(min=1)
+    return torch.where(real_BRX.sum(2) > 0, mean_BR, answer_BI[:, :1])
+
+
+def _drugs_of_genes(schema: InputSchema) -> Tensor:
+    """``[I, genes]``: share of each drug among the training drugs with this target; padding's is 1 where none has."""
+    share = torch.zeros(len(schema.drugs) + FIRST_KNOWN, schema.n_genes)
+    for drug, number in schema.drug_id.items():
+        share[number, [schema.gene_id[gene] for gene in schema.targets.get(drug, ()) if gene in schema.gene_id]] = 1
+    share[0] = (share.sum(0) == 0).to(share.dtype)
+    return share / share.sum(0)
 
 
 def distance(patient_BC: Tensor, landmark_SC: Tensor) -> Tensor:

@@ -208,11 +208,10 @@ class PatientTransformer(nn.Module):
             altered_BRGM = batch["treatment_state"]
             states.append(self._state({**batch, "treatment_state": self.resistance.unaltered(altered_BRGM)}))
         asked = []
+        known_BN = patient_BN.detach() if self.training else patient_BN
         for member in self.members:
             seen, kept_BM = self._drop_modalities(batch)
-            asked.append(
-                member(seen, scaled, patient_BN.detach(), *(state * kept_BM[:, None, None] for state in states))
-            )
+            asked.append(member(seen, scaled, known_BN, *(state * kept_BM[:, None, None] for state in states)))
         deep = [each[0] for each in asked]
         gain_BRN = self._gain(self.mean(deep), self.mean([each[1] for each in asked])) if states[1:] else None
         return Paths(score=patient_BN[:, None] + treatment_BRN, spread=spread_BREN, deep=deep, gain=gain_BRN)

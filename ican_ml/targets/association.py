@@ -6,7 +6,7 @@ their sum over modalities (Stouffer et al. 1949) in units of its spread by chanc
 number and expression, its neighbours on an amplicon by copy number alone. Whether it is more than chance: benefits are
 shuffled within strata, all genes sharing one null (Storey and Tibshirani 2003, doi:10.1073/pnas.1530509100).
 
-Shapes: E episodes, P permutations, G genes, M modalities.
+Shapes: E episodes, P permutations, H halves, G genes, M modalities.
 """
 
 from __future__ import annotations
@@ -45,6 +45,8 @@ class Association:
     lead
         int64 [G]: the gene with the largest |z| among those that it goes with in these patients, as neighbours on one
         amplicon do; its own where that is itself.
+    halves
+        float32 [H, G]: z of each half of the episodes, up to a factor.
     """
 
     by_modality: Float64
@@ -52,6 +54,7 @@ class Association:
     spread: Float64
     p: Float64
     lead: Int64
+    halves: Float32
 
 
 class GeneValues:
@@ -93,7 +96,13 @@ class GeneValues:
 
 
 def associate(
-    benefit: Float64, values: Float32, stratum: Int64, *, permutations: int, rng: np.random.Generator
+    benefit: Float64,
+    values: Float32,
+    stratum: Int64,
+    *,
+    permutations: int,
+    rng: np.random.Generator,
+    half: npt.NDArray[np.bool_] | None = None,
 ) -> Association:
     """Associations of one drug.
 
@@ -107,6 +116,8 @@ def associate(
         int64 [E].
     permutations
         At least 1.
+    half
+        [H, E]: which episodes each half holds; none where it is not given.
     """
     n_episodes, n_genes, n_modalities = values.shape
     measured = np.isfinite(values)
@@ -124,15 +135,17 @@ def associate(
         some = null[start : start + _AT_ONCE]
         shuffled = np.stack([_shuffled(left, stratum, rng) for _ in some]).astype(np.float32)
         some[:] = ((shuffled @ flat) / spread).reshape(len(some), n_genes, n_modalities).sum(2)
+    weighted = np.where(half, left, 0.0) if half is not None else np.empty((0, n_episodes))
+    halves = ((weighted.astype(np.float32) @ flat) / spread).reshape(-1, n_genes, n_modalities).sum(2)
     flat *= np.where(told, 1 / np.sqrt(np.where(told, square, 1.0)), 0.0).astype(np.float32)
     unit = flat.reshape(values.shape)
     chance = np.sqrt(np.square(unit.sum(2, dtype=np.float64)).sum(0))
     chance = np.where(chance > _LEAST_SPREAD, chance, np.nan)  # modalities that cancel out tell nothing
-    z = np.nan_to_num(by_modality).sum(1) / chance
+    z, halves = np.nan_to_num(by_modality).sum(1) / chance, (halves / chance).astype(np.float32)
     pool = np.sort(np.abs(null / chance)[:, np.isfinite(chance)], axis=None)
     p = (1 + len(pool) - np.searchsorted(pool, np.abs(z), side="left")) / (1 + len(pool))
     p = np.where(np.isfinite(z), p, np.nan)
-    return Association(by_modality=by_modality, z=z, spread=chance, p=p, lead=_leads(z, unit))
+    return Association(by_modality=by_modality, z=z, spread=chance, p=p, lead=_leads(z, unit), halves=halves)
 
 
 def _leads(z: Float64, unit: Float32) -> Int64:

@@ -4,164 +4,160 @@ Columns of the table, one row a drug (or class) and gene, none of which names a 
 
     drug or class, gene, episodes
     rank            of the gene as the drug's target, by all lines together; 1 = first
+    stability       share of random halves of the patients in which it is among the first ten
     z               association of the gene with benefit: above 0, those in whom it is higher or altered do better;
                     below 0 they do worse, as with resistance
     modality        that tells most of it
+    effect, effect_low, effect_high
+                    by how much benefit rises with one unit of that modality (altered or not, copies, log1p of counts),
+                    with a 95% interval
+    indication      that tells most of it
     p, q            two-sided; false discovery rate over the table, of leads
     lead            the gene itself, or the stronger one that it goes with: a neighbour on an amplicon
     elsewhere       z over all other drugs' episodes: what the gene says of anybody
+    interaction, interaction_q
+                    z and false discovery rate of the difference between this drug and the others: predictive
+    prognosis_q     false discovery rate of the association over all episodes, of this drug and others
     likeness, like  to the most alike other drug with this target, and its name
     known           the gene is listed as a target
+    inhibition, inhibition_p
+                    z and p of the virtual inhibitor's predicted benefit with that under the drug; where there is a
+                    network
     z:<modality>, elsewhere:<modality>
                     what each modality tells by itself
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
-
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from ican_ml.cohort.cohort import Cohort
-from ican_ml.cohort.omics import latest_samples
-from ican_ml.evaluation.outcome import Outcome
-from ican_ml.targets.association import MIN_EPISODES, Association, GeneValues, associate
-from ican_ml.targets.benefit import residual_benefit
-from ican_ml.targets.elsewhere import Sums
+from ican_ml.targets.association import Association, associate
+from ican_ml.targets.elsewhere import Sums, interaction
+from ican_ml.targets.inhibition import Inhibition
+from ican_ml.targets.observations import Observations
 from ican_ml.targets.profiles import likeness, shared_target
 from ican_ml.targets.ranking import benjamini_hochberg, normal_scores
 
 Float64 = npt.NDArray[np.float64]
+Float32 = npt.NDArray[np.float32]
 Int64 = npt.NDArray[np.int64]
 COLUMNS = (
-    *("gene", "episodes", "rank", "z", "modality", "p", "lead", "q", "elsewhere"),
-    *("likeness", "like", "known"),
+    *("gene", "episodes", "rank", "stability", "z", "modality", "effect", "effect_low", "effect_high", "indication"),
+    *("p", "lead", "q", "elsewhere", "interaction", "interaction_q", "prognosis_q", "likeness", "like", "known"),
 )
-By = Literal["drug", "class"]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Pairs:
-    """Every labelled (episode, drug): rows of the episodes and ids of the drugs, [K] each."""
-
-    row: Int64
-    drug: Int64
-    names: tuple[str, ...]
-
-    @classmethod
-    def of(cls, treatments: list[list[str]], labelled: npt.NDArray[np.bool_]) -> Pairs:
-        names = sorted({drug for row in np.flatnonzero(labelled).tolist() for drug in treatments[row]})
-        number = {name: i for i, name in enumerate(names)}
-        found = [
-            (row, number[drug]) for row in np.flatnonzero(labelled).tolist() for drug in dict.fromkeys(treatments[row])
-        ]
-        row, drug = np.array(found, np.int64).reshape(-1, 2).T
-        return cls(row=row, drug=drug, names=tuple(names))
+NETWORK_COLUMNS = ("inhibition", "inhibition_p")
+FIRST = 10
+_HALVES = 50
 
 
 def discover(
-    cohort: Cohort, outcome: Outcome, *, by: By = "drug", permutations: int = 1000, seed: int = 7
+    observed: Observations, *, permutations: int = 1000, seed: int = 7, inhibition: Inhibition | None = None
 ) -> pl.DataFrame:
     """See the module docstring.
 
     Parameters
     ----------
-    cohort
-        With omics; episodes without a treatment take no part.
-    outcome
-        Of its episodes, row by row.
-    by
-        ``class``: drugs of one ATC code together. What resists one resists the others, and few tell of each alone.
     permutations
         Of the benefits of each drug.
-
-    Raises
-    ------
-    ValueError
-        If there are no omics, or no drug has enough episodes.
+    inhibition
+        What virtual inhibitors of all genes are predicted to do, by a network that never saw the drug in question.
     """
     from tqdm import tqdm  # type: ignore[import-untyped]
 
-    episodes = cohort.episodes
-    if not cohort.modalities:
-        raise ValueError("targets: expected a cohort with omics, got none")
-    treatments = episodes["treatment"].to_list()
-    subject = episodes["subject_id"].to_numpy()
-    patient = np.unique(subject, return_inverse=True)[1].astype(np.int64)
-    indication = episodes["indication"].to_list() if "indication" in episodes.columns else [""] * len(episodes)
-    stratum = _numbered(indication)
-    regimen = _numbered([tuple(sorted(treatment or ())) for treatment in treatments])
-    benefit = residual_benefit(outcome, regimen=regimen, stratum=stratum, patient=patient)
-    groups = {drug: (drug if by == "drug" else cohort.classes.get(drug)) for drug in cohort.targets}
-    given = [[group for drug in treatment or () if (group := groups.get(drug))] for treatment in treatments]
-    pairs = Pairs.of(given, np.isfinite(benefit))
-    often = [d for d in range(len(pairs.names)) if (pairs.drug == d).sum() >= MIN_EPISODES]
-    if not often:
-        raise ValueError(f"targets: expected a {by} with {MIN_EPISODES} labelled episodes, got none")
-    genes = tuple(sorted({gene for m in cohort.modalities.values() for gene in m.genes if gene}))
-    values = GeneValues(cohort.modalities, genes)
-    moment = episodes["prediction_time"].cast(pl.Datetime("us")).to_numpy()
-    samples = np.stack([latest_samples(m, subject, moment) for m in values.modalities], axis=1)
     rng = np.random.default_rng(seed)
-    n_strata = int(stratum.max(initial=0)) + 1
-    overall = Sums.over(benefit, values, samples, stratum, np.flatnonzero(np.isfinite(benefit)), n_strata)
-    found, elsewhere = [], []
-    for d in tqdm(often, disable=None, unit="drug", desc="targets"):
-        rows = pairs.row[pairs.drug == d]
-        elsewhere.append(overall.without(Sums.over(benefit, values, samples, stratum, rows, n_strata)))
-        part = np.unique(stratum[rows], return_inverse=True)[1].astype(np.int64)
-        found.append(associate(benefit[rows], values.of(samples[rows]), part, permutations=permutations, rng=rng))
-    alike = likeness(benefit[pairs.row], patient[pairs.row], pairs.drug, len(pairs.names))
-    place = {gene: i for i, gene in enumerate(genes)}
-    members = [[drug for drug, group in groups.items() if group == name] for name in pairs.names]
-    listed = [sorted({place[g] for drug in drugs for g in cohort.targets[drug] if g in place}) for drugs in members]
-    shared, nearest = shared_target(alike, listed, len(genes))
-    names = [m.name for m in values.modalities]
-    parts = [
-        pl.DataFrame({by: [pairs.names[d]] * len(genes), "gene": genes}).with_columns(
-            pl.lit(int((pairs.drug == d).sum())).alias("episodes"),
-            *_columns(one, rest, names, genes),
-            pl.Series("likeness", shared[d]),
-            pl.Series("like", [pairs.names[k] if k >= 0 else None for k in nearest[d].tolist()], pl.String),
-            pl.Series("known", np.isin(np.arange(len(genes)), listed[d])),
+    n_genes, n_strata = len(observed.genes), len(observed.indications)
+    half_of = np.random.default_rng([seed, 1]).random((_HALVES, int(observed.patient.max()) + 1)) < 0.5
+
+    def sums(rows: Int64) -> Sums:
+        return Sums.over(observed.benefit, observed.values, observed.samples, observed.stratum, rows, n_strata)
+
+    overall = sums(np.flatnonzero(np.isfinite(observed.benefit)))
+    alike = _likeness(observed)
+    shared, nearest = shared_target(alike, observed.listed, n_genes)
+    parts = []
+    for d in tqdm(observed.often, disable=None, unit=observed.by, desc="targets"):
+        rows = observed.rows(d)
+        benefit, stratum, own = observed.benefit[rows], observed.strata(rows), sums(rows)
+        half = half_of[:, observed.patient[rows]]
+        values = observed.values.of(observed.samples[rows])
+        found = associate(benefit, values, stratum, permutations=permutations, rng=rng, half=half)
+        lines, halves = [found.z, shared[d]], normal_scores(found.halves) + normal_scores(shared[d][None])
+        virtual: list[pl.Series] = []
+        if inhibition is not None:
+            asked = inhibition.of(observed.names[d], rows)[:, :, None]
+            line = associate(benefit, asked, stratum, permutations=permutations, rng=rng, half=half)
+            lines.append(line.z)
+            halves += normal_scores(line.halves)
+            virtual = [pl.Series("inhibition", line.z), pl.Series("inhibition_p", line.p)]
+        first = np.argsort(np.argsort(-halves, axis=1, kind="stable"), axis=1) < FIRST
+        together = sum(normal_scores(line[None])[0] for line in lines)
+        parts.append(
+            pl.DataFrame({observed.by: [observed.names[d]] * n_genes, "gene": observed.genes}).with_columns(
+                pl.lit(len(rows)).alias("episodes"),
+                pl.Series("rank", np.argsort(np.argsort(-together, kind="stable")).astype(np.int32) + 1),
+                pl.Series("stability", first.mean(0)),
+                *_columns(found, own, overall.without(own), observed),
+                pl.Series("likeness", shared[d]),
+                pl.Series("like", [observed.names[k] if k >= 0 else None for k in nearest[d].tolist()], pl.String),
+                pl.Series("known", np.isin(np.arange(n_genes), observed.listed[d])),
+                *virtual,
+            )
         )
-        for d, one, rest in zip(often, found, elsewhere, strict=True)
-    ]
-    return _ranked(pl.concat(parts), by, len(genes))
+    return _with_rates(pl.concat(parts), overall, observed)
 
 
-def _columns(found: Association, elsewhere: Float64, modalities: list[str], genes: tuple[str, ...]) -> list[pl.Series]:
+def _likeness(observed: Observations) -> Float64:
+    return likeness(observed.benefit[observed.row], observed.patient[observed.row], observed.name, len(observed.names))
+
+
+def _columns(found: Association, own: Sums, others: Sums, observed: Observations) -> list[pl.Series]:
+    names = [m.name for m in observed.values.modalities]
     towards = np.nan_to_num(found.by_modality * np.sign(np.nan_to_num(found.z))[:, None], nan=-np.inf)
-    most = towards.argmax(1).tolist()
+    most, at = towards.argmax(1), np.arange(len(found.z))
     told = np.isfinite(found.z)
+    slope, error = (np.where(told, each[at, most], np.nan) for each in own.slope())
+    elsewhere = others.z()
+    where = own.by_stratum()[:, at, most] * np.sign(np.nan_to_num(found.z))
+    modality = [names[m] if known else None for m, known in zip(most.tolist(), told.tolist(), strict=True)]
+    indication = [
+        observed.indications[s] if share > 0 else None
+        for s, share in zip(where.argmax(0).tolist(), (where.max(0) * told).tolist(), strict=True)
+    ]
     return [
         pl.Series("z", found.z),
-        pl.Series(
-            "modality", [modalities[m] if known else None for m, known in zip(most, told, strict=True)], pl.String
-        ),
+        pl.Series("modality", modality, pl.String),
+        pl.Series("effect", slope),
+        pl.Series("effect_low", slope - 1.96 * error),
+        pl.Series("effect_high", slope + 1.96 * error),
+        pl.Series("indication", indication, pl.String),
         pl.Series("p", found.p),
-        pl.Series("lead", [genes[g] for g in found.lead.tolist()]),
+        pl.Series("lead", [observed.genes[g] for g in found.lead.tolist()]),
         pl.Series("elsewhere", np.nan_to_num(elsewhere).sum(1) / found.spread),
-        *(pl.Series(f"z:{name}", found.by_modality[:, m]) for m, name in enumerate(modalities)),
-        *(pl.Series(f"elsewhere:{name}", elsewhere[:, m]) for m, name in enumerate(modalities)),
+        pl.Series("interaction", np.nan_to_num(interaction(own, others)).sum(1) / found.spread),
+        *(pl.Series(f"z:{name}", found.by_modality[:, m]) for m, name in enumerate(names)),
+        *(pl.Series(f"elsewhere:{name}", elsewhere[:, m]) for m, name in enumerate(names)),
     ]
 
 
-def _ranked(table: pl.DataFrame, by: str, n_genes: int) -> pl.DataFrame:
-    """With rank and false discovery rate; the best of every drug first."""
-    lines = [table[name].to_numpy().reshape(-1, n_genes) for name in ("z", "likeness")]
-    together = sum(normal_scores(line) for line in lines)
-    rank = np.argsort(np.argsort(-together, axis=1, kind="stable"), axis=1) + 1
-    q = benjamini_hochberg(table["p"].to_numpy(), (table["lead"] == table["gene"]).to_numpy())
-    table = table.with_columns(pl.Series("rank", rank.ravel().astype(np.int32)), pl.Series("q", q))
+def _with_rates(table: pl.DataFrame, overall: Sums, observed: Observations) -> pl.DataFrame:
+    """With false discovery rates; the best of every drug first."""
+    leads = (table["lead"] == table["gene"]).to_numpy()
+    strongest = np.nan_to_num(np.abs(overall.z())).max(1)
+    prognosis = benjamini_hochberg(np.minimum(_two_sided(strongest) * len(observed.values.modalities), 1.0))
+    table = table.with_columns(
+        pl.Series("q", benjamini_hochberg(table["p"].to_numpy(), leads)),
+        pl.Series("interaction_q", benjamini_hochberg(_two_sided(table["interaction"].to_numpy()), leads)),
+        pl.Series("prognosis_q", np.tile(prognosis, len(table) // len(prognosis))),
+    )
+    virtual = [name for name in NETWORK_COLUMNS if name in table.columns]
     by_modality = [name for name in table.columns if ":" in name]
-    return table.select(by, *COLUMNS, *by_modality).sort(by, "rank").fill_nan(None)
+    return table.select(observed.by, *COLUMNS, *virtual, *by_modality).sort(observed.by, "rank").fill_nan(None)
 
 
-def _numbered(values: list[object]) -> Int64:
-    """int64 [E]: equal values have one number, from 0; a missing one is a value too."""
-    number: dict[object, int] = {}
-    return np.array([number.setdefault(value, len(number)) for value in values], np.int64)
+def _two_sided(z: Float64) -> Float64:
+    from scipy.stats import norm
+
+    found: Float64 = 2 * norm.sf(np.abs(z))
+    return found

@@ -12,7 +12,7 @@ import numpy.typing as npt
 Float64 = npt.NDArray[np.float64]
 
 
-def normal_scores(score: Float64) -> Float64:
+def normal_scores(score: npt.NDArray[np.floating]) -> Float64:
     """[D, G]: of each row's ranks, ties sharing the mean one; NaN counts as 0."""
     from scipy.stats import norm, rankdata
 
@@ -21,13 +21,13 @@ def normal_scores(score: Float64) -> Float64:
     return found
 
 
-def benjamini_hochberg(p: Float64, counted: npt.NDArray[np.bool_]) -> Float64:
-    """q-values of the p-values that are counted as discoveries, of as many tests as there are p-values; else NaN.
+def benjamini_hochberg(p: Float64, counted: npt.NDArray[np.bool_] | None = None) -> Float64:
+    """q-values of the p-values that are counted as discoveries (all), of as many tests as there are p-values; else NaN.
 
     Those not counted say again what another says: counting them would make every discovery look less likely false.
     Benjamini and Hochberg 1995, doi:10.1111/j.2517-6161.1995.tb02031.x.
     """
-    known = np.flatnonzero(np.isfinite(p) & counted)
+    known = np.flatnonzero(np.isfinite(p) if counted is None else np.isfinite(p) & counted)
     order = known[np.argsort(p[known], kind="stable")]
     q = np.full(p.shape, np.nan)
     scaled = p[order] * np.isfinite(p).sum() / np.arange(1, len(order) + 1)

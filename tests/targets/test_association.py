@@ -114,4 +114,35 @@ def test_elsewhere_is_the_association_over_all_the_others(sim_cohort: Cohort) ->
     expected = associate(benefit[rest], table.of(samples[rest]), stratum[rest], permutations=1, rng=rng).by_modality
     told = np.isfinite(expected)
     assert told.sum() > 3
-    np.testing.assert_allclose(overall.without(own)[told], expected[told], rtol=0.05, atol=0.05)
+    np.testing.assert_allclose(overall.without(own).z()[told], expected[told], rtol=0.05, atol=0.05)
+
+
+def test_the_slope_and_its_interval_are_those_of_least_squares(sim_cohort: Cohort) -> None:
+    table = GeneValues(sim_cohort.modalities, ("KRAS", "EGFR", "BRAF"))
+    episodes = sim_cohort.episodes
+    subject, moment = episodes["subject_id"].to_numpy(), episodes["prediction_time"].to_numpy()
+    samples = np.stack([latest_samples(m, subject, moment) for m in table.modalities], axis=1)
+    rng = np.random.default_rng(0)
+    benefit, stratum = rng.normal(size=len(episodes)), rng.integers(0, 3, len(episodes))
+    slope, error = Sums.over(benefit, table, samples, stratum, np.arange(len(episodes)), 3).slope()
+    value = table.of(samples)[:, 0, 0].astype(np.float64)
+    known = np.isfinite(value)
+    x = np.column_stack([value[known], stratum[known][:, None] == np.arange(3)])
+    beta, rest, *_ = np.linalg.lstsq(x, benefit[known], rcond=None)
+    variance = rest[0] / (known.sum() - 4) * np.linalg.inv(x.T @ x)[0, 0]
+    assert slope[0, 0] == pytest.approx(beta[0], rel=1e-6)
+    assert error[0, 0] == pytest.approx(variance**0.5, rel=1e-6)
+
+
+def test_halves_are_associations_of_half_the_episodes() -> None:
+    rng = np.random.default_rng(4)
+    benefit, values, stratum = drawn(rng)
+    benefit += 0.8 * values[:, 7, 0]
+    half = rng.random((20, N)) < 0.5
+    found = associate(benefit, values, stratum, permutations=1, rng=rng, half=half)
+    assert found.halves.shape == (20, GENES)
+    assert (found.halves.argmax(1) == 7).mean() > 0.9
+    every = associate(
+        benefit, drawn(np.random.default_rng(4))[1], stratum, permutations=1, rng=rng, half=half[:1] | True
+    )
+    np.testing.assert_allclose(every.halves[0], every.z, rtol=1e-4, atol=1e-5)

@@ -10,17 +10,15 @@ import pytest
 from ican_ml.cli import main
 from ican_ml.cohort.cohort import Cohort
 from ican_ml.evaluation.outcome import Outcome
-from ican_ml.targets.discover import COLUMNS, discover
+from ican_ml.targets.discover import COLUMNS, NETWORK_COLUMNS, discover
+from ican_ml.targets.inhibition import Inhibition
+from ican_ml.targets.observations import Observations
 from ican_ml.training.outcomes import read_outcomes
 
 
-def response(cohort: Cohort) -> Outcome:
-    return read_outcomes(cohort.episodes, {"response": "binary"})["response"]
-
-
 @pytest.fixture(scope="module")
-def table(sim_cohort: Cohort) -> pl.DataFrame:
-    return discover(sim_cohort, response(sim_cohort), permutations=20)
+def table(observed: Observations) -> pl.DataFrame:
+    return discover(observed, permutations=20)
 
 
 def test_every_gene_of_every_common_drug_has_a_rank(table: pl.DataFrame, sim_cohort: Cohort) -> None:
@@ -39,12 +37,13 @@ def test_every_gene_of_every_common_drug_has_a_rank(table: pl.DataFrame, sim_coh
     assert (leads["lead"] == leads["gene"]).all()
 
 
-def test_it_is_the_same_again_and_in_any_order(table: pl.DataFrame, sim_cohort: Cohort) -> None:
-    assert discover(sim_cohort, response(sim_cohort), permutations=20).equals(table)
+def test_it_is_the_same_again_and_in_any_order(table: pl.DataFrame, sim_cohort: Cohort, observed: Observations) -> None:
+    assert discover(observed, permutations=20).equals(table)
     turned = replace(sim_cohort, episodes=sim_cohort.episodes.reverse())
-    again = discover(turned, response(turned), permutations=20).sort("drug", "gene")
+    outcome = read_outcomes(turned.episodes, {"response": "binary"})["response"]
+    again = discover(Observations.of(turned, outcome), permutations=20).sort("drug", "gene")
     expected = table.sort("drug", "gene")
-    for name in ("z", "elsewhere"):
+    for name in ("z", "elsewhere", "effect", "interaction"):
         np.testing.assert_allclose(again[name].to_numpy(), expected[name].to_numpy(), rtol=1e-4, atol=1e-4)
 
 
@@ -61,15 +60,40 @@ def test_a_planted_target_is_found(sim_cohort: Cohort) -> None:
         float(rng.random() < (0.95 if has_it and s in carriers else 0.2))
         for s, has_it in zip(subject, has, strict=True)
     ]
-    found = discover(sim_cohort, Outcome.binary(value), permutations=100).filter(pl.col("drug") == drug)
+    found = discover(Observations.of(sim_cohort, Outcome.binary(value)), permutations=100)
+    found = found.filter(pl.col("drug") == drug)
     best = found.sort("z", descending=True, nulls_last=True)
     assert gene in best["gene"].head(5)
     row = found.filter(pl.col("gene") == gene)
     assert row["z"][0] > row["elsewhere"][0] + 2
+    assert row["interaction"][0] > 3  # predictive: under this drug alone
+    assert row["interaction_q"][0] < 0.1 < row["prognosis_q"][0]
+    assert 0.4 < row["effect"][0] < 1.0
+    assert row["effect_low"][0] < row["effect"][0] < row["effect_high"][0]
+    assert row["stability"][0] > 10 * found["stability"].mean()
+    assert row["modality"][0] == "mutation"
 
 
-def test_drugs_of_a_class_are_asked_together(sim_cohort: Cohort) -> None:
-    found = discover(sim_cohort, response(sim_cohort), by="class", permutations=1)
+def test_what_virtual_inhibitors_tell_is_one_more_line(observed: Observations, table: pl.DataFrame) -> None:
+    drug = observed.names[observed.often[0]]
+    rows, gene = observed.rows(observed.often[0]), 17
+    rng = np.random.default_rng(1)
+    predicted = rng.normal(size=(len(observed.benefit), len(observed.genes))).astype(np.float32)
+    predicted[rows, gene] += 20 * observed.benefit[rows]
+    network_of = dict.fromkeys(observed.names, 0)
+    inhibition = Inhibition(benefit={0: predicted}, network_of=network_of, patient=np.arange(len(predicted)))
+    found = discover(observed, permutations=20, inhibition=inhibition)
+    assert set(NETWORK_COLUMNS) < set(found.columns)
+    row = found.filter((pl.col("drug") == drug) & (pl.col("gene") == observed.genes[gene]))
+    assert row["inhibition_p"][0] < 0.01
+    assert row["inhibition"][0] == found.filter(pl.col("drug") == drug)["inhibition"].max()
+    before = table.filter((pl.col("drug") == drug) & (pl.col("gene") == observed.genes[gene]))
+    assert row["rank"][0] < before["rank"][0]
+    assert row["z"][0] == pytest.approx(before["z"][0], rel=1e-6)
+
+
+def test_drugs_of_a_class_are_asked_together(sim_cohort: Cohort, response: Outcome) -> None:
+    found = discover(Observations.of(sim_cohort, response, by="class"), permutations=1)
     episodes = dict(found.select("class", "episodes").unique().iter_rows())
     classes = {drug: sim_cohort.classes[drug] for drug in sim_cohort.targets}
     given = [{classes[drug] for drug in treatment} for treatment in sim_cohort.episodes["treatment"].to_list()]
@@ -81,19 +105,32 @@ def test_drugs_of_a_class_are_asked_together(sim_cohort: Cohort) -> None:
 
 def test_the_command_writes_and_prints(simulated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "targets.parquet"
-    main(["targets", str(simulated), "--out", str(out), "--permutations", "5", "--level", "0.9999"])
+    lists = tmp_path / "lists.csv"
+    lists.write_text("gene,list\nKRAS,driver\nKRAS,essential\nEGFR,driver\n")
+    asked = ["--permutations", "5", "--level", "0.9999", "--lists", str(lists)]
+    main(["targets", str(simulated), "--out", str(out), *asked])
     printed = capsys.readouterr().out
-    assert "benefit more (response): " in printed
+    assert "altered benefit more" in printed
     assert "false discovery rate of 0.9999" in printed
-    assert tuple(pl.read_parquet(out).columns[: len(COLUMNS) + 1]) == ("drug", *COLUMNS)
-    for wrong in (["--out", str(tmp_path / "a.csv")], ["--out", str(out), "--level", "2"]):
+    found = pl.read_parquet(out)
+    assert tuple(found.columns[: len(COLUMNS) + 1]) == ("drug", *COLUMNS)
+    assert set(found.filter(pl.col("gene") == "KRAS")["lists"]) == {"driver, essential"}
+    page = out.with_suffix(".html").read_text()
+    assert "<svg" in page
+    subjects = pl.read_parquet(simulated / "episodes.parquet")["subject_id"].cast(pl.String)
+    assert not [subject for subject in subjects if f">{subject}<" in page]
+    lists.write_text("symbol,list\n")
+    wrongs = (["--out", str(tmp_path / "a.csv")], [], ["--out", str(out), "--level", "2"])
+    for wrong in (*wrongs, ["--out", str(out), "--permutations", "1", "--lists", str(lists)]):
         with pytest.raises(SystemExit, match="expected"):
             main(["targets", str(simulated), *wrong])
+    with pytest.raises(SystemExit, match="expected the folder of a run"):
+        main(["targets", str(tmp_path)])
 
 
-def test_without_omics_or_treatments_it_says_so(sim_cohort: Cohort) -> None:
+def test_without_omics_or_treatments_it_says_so(sim_cohort: Cohort, response: Outcome) -> None:
     with pytest.raises(ValueError, match="expected a cohort with omics"):
-        discover(replace(sim_cohort, modalities={}), response(sim_cohort))
+        Observations.of(replace(sim_cohort, modalities={}), response)
     few = replace(sim_cohort, episodes=sim_cohort.episodes.head(15))
     with pytest.raises(ValueError, match="expected a drug with 20 labelled episodes"):
-        discover(few, response(few))
+        Observations.of(few, response.take(np.arange(15)))

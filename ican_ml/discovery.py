@@ -1,0 +1,277 @@
+"""Targets and biomarkers of a run: networks that never saw the drug in question, the run's own networks, one table.
+
+Writes ``targets.parquet`` (:mod:`ican_ml.targets.discover` says what its columns mean) and ``targets.html`` into the
+run's folder; neither names a subject. Further columns, from the run's networks on held-out patients:
+
+    attribution                 mean absolute integrated gradient of the gene under this drug
+    silenced, lost, restored    mean change of the predicted benefit if the gene were so (of the leading genes)
+    lists                       which of the user's lists name the gene
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import torch
+
+from ican_ml.cohort.split import Split
+from ican_ml.config import RunConfig
+from ican_ml.evaluation.baselines import BaselineConfig, fit_baselines
+from ican_ml.evaluation.bootstrap import Interval
+from ican_ml.evaluation.design import Design
+from ican_ml.evaluation.outcome import Outcome
+from ican_ml.fitting import fit_stage
+from ican_ml.fold import Fold, Prepared, encode_fold
+from ican_ml.inputs.encode import OmicsRows
+from ican_ml.model.patient_transformer import PatientTransformer
+from ican_ml.release import load_fitted
+from ican_ml.results import MODEL, Scores, evaluate_scores
+from ican_ml.run_folder import RunFolder, Stage
+from ican_ml.targets.alteration import CHANGES, alter
+from ican_ml.targets.asking import as_batch, own_regimen
+from ican_ml.targets.attribution import COMPLETE, attribute
+from ican_ml.targets.discover import discover
+from ican_ml.targets.inhibition import Inhibition, virtual_inhibition
+from ican_ml.targets.lists import with_lists
+from ican_ml.targets.observations import By, Observations
+from ican_ml.targets.page import Page, write_page
+from ican_ml.targets.panel import Marker, choose_panel, panel_columns
+from ican_ml.training.design import baseline_design
+
+_log = logging.getLogger(__name__)
+Int64 = npt.NDArray[np.int64]
+Float64 = npt.NDArray[np.float64]
+TABLE, PAGE = "targets.parquet", "targets.html"
+_BATCH, _FEWEST = 32, 5
+
+
+def observations(config: RunConfig, prepared: Prepared) -> Observations:
+    """The first outcome as the lines of evidence see it.
+
+    Raises
+    ------
+    ValueError
+        If the cohort has no omics, or no drug with enough episodes.
+    """
+    cohort = replace(prepared.cohort, episodes=prepared.episodes)
+    return Observations.of(cohort, _outcome(prepared), by=_by(config))
+
+
+def discover_targets(
+    config: RunConfig,
+    prepared: Prepared,
+    observed: Observations,
+    fitted: Mapping[str, Stage],
+    scores: Sequence[Scores],
+    folder: RunFolder,
+) -> pl.DataFrame:
+    """See the module docstring; returns the table."""
+    settings = config.targets
+    inhibition = cross_fitted_inhibition(config, prepared, observed, folder) if settings.networks else None
+    table = discover(observed, permutations=settings.permutations, seed=config.seed, inhibition=inhibition)
+    genes = table.sort("q", "rank", nulls_last=True)["gene"].unique(maintain_order=True)[: settings.genes].to_list()
+    table = table.join(_network_lines(config, prepared, observed, fitted, genes), on=[observed.by, "gene"], how="left")
+    table = with_lists(table, settings.lists)
+    table.write_parquet(folder.root / TABLE)
+    panel = _panel_of(config, prepared, np.arange(len(prepared.episodes)))
+    worth = _panel_worth(config, prepared, fitted, scores)
+    page = Page(title=config.name, table=table, observed=observed, level=settings.level, panel=panel, worth=worth)
+    said = write_page(folder.root / PAGE, page)
+    _log.info("targets\n\n%s\n", said)
+    return table
+
+
+def cross_fitted_inhibition(
+    config: RunConfig, prepared: Prepared, observed: Observations, folder: RunFolder, networks: Sequence[int] = ()
+) -> Inhibition:
+    """Virtual inhibition of every gene by networks that each never saw their share of the drugs.
+
+    Parameters
+    ----------
+    networks
+        Only these of ``targets.networks``; all if none are given.
+    """
+    count = config.targets.networks
+    dealt = np.random.default_rng([config.seed, 3]).permutation(observed.often)
+    share = {observed.names[d]: place % count for place, d in enumerate(dealt.tolist())}
+    simple = replace(config, model=replace(config.model, members=1), training=replace(config.training, init_from=None))
+    benefit, patient = {}, None
+    for k in networks or range(count):
+        hidden = {drug for name, group in share.items() if group == k for drug in _members(observed, name)}
+        apart = replace(
+            prepared, further=None, splits={f"targets/{observed.by}-{k}-of-{count}": _hide(prepared, hidden)}
+        )
+        (name,) = apart.splits
+        if not len(apart.splits[name].held_out):
+            continue
+        stage = fit_stage(simple, apart, folder, name)
+        network, schema = load_fitted(stage.folder)
+        fold = encode_fold(simple, apart, schema)
+        patient = fold.states.patient
+        rows = np.unique(patient[apart.splits[name].held_out])
+        found = np.full((fold.encoded.n_rows, len(observed.genes)), np.nan, np.float32)
+        found[rows] = virtual_inhibition(network, schema, fold.encoded, rows, observed.genes)
+        benefit[k] = found
+    assert patient is not None
+    return Inhibition(benefit=benefit, network_of=share, patient=patient)
+
+
+def _members(observed: Observations, name: str) -> tuple[str, ...]:
+    return observed.members[observed.names.index(name)]
+
+
+def _hide(prepared: Prepared, hidden: set[str]) -> Split:
+    """Everything without the hidden drugs trains or, where the run tunes on it, tunes."""
+    split = next(iter(prepared.splits.values()))
+    treatments = prepared.episodes["treatment"].to_list()
+    has = np.array([not hidden.isdisjoint(treatment or ()) for treatment in treatments], bool)
+    tunes = np.zeros(len(has), bool)
+    tunes[split.tuning] = True
+    parts = {"train": ~has & ~tunes, "tuning": ~has & tunes, "held_out": has, "left_out": np.zeros(len(has), bool)}
+    return Split(**{name: np.flatnonzero(rows).astype(np.int64) for name, rows in parts.items()})
+
+
+def _network_lines(
+    config: RunConfig, prepared: Prepared, observed: Observations, fitted: Mapping[str, Stage], genes: Sequence[str]
+) -> pl.DataFrame:
+    """Attribution and alteration, by drug and gene, of held-out episodes under the run's own networks."""
+    drawn = _drawn(config, prepared, observed)
+    gradients: list[Float64] = []
+    changes: list[Float64] = []
+    worst = 0.0
+    place = {gene: g for g, gene in enumerate(observed.genes)}
+    for name, rows in drawn.items():
+        network, schema = load_fitted(fitted[name].folder)
+        fold = encode_fold(config, prepared, schema)
+        found = explain(network, fold, rows, genes)
+        known = [(i + 2, place[gene]) for i, gene in enumerate(schema.genes) if gene in place]
+        by_gene = np.full((len(rows), len(observed.genes)), np.nan)
+        by_gene[:, [g for _, g in known]] = np.abs(found.gradient[:, [i for i, _ in known]])
+        gradients.append(by_gene)
+        changes.append(np.stack([found.change[change] for change in CHANGES], axis=-1))
+        worst = max(worst, float(found.error.max(initial=0.0)))
+    if worst > COMPLETE:
+        _log.warning("attribution: complete to %.1f%% in the worst patient, wanted %.0f%%", 100 * worst, 100 * COMPLETE)
+    rows = np.concatenate(list(drawn.values()))
+    gradient, change = np.concatenate(gradients), np.concatenate(changes)
+    parts = []
+    for d in observed.often:
+        under = np.isin(rows, observed.rows(d))
+        if under.sum() < _FEWEST:
+            continue
+        part = pl.DataFrame(
+            {observed.by: [observed.names[d]] * len(observed.genes), "gene": observed.genes}
+        ).with_columns(pl.Series("attribution", gradient[under].mean(0)).fill_nan(None))
+        means = pl.DataFrame({"gene": genes} | {name: change[under][:, :, i].mean(0) for i, name in enumerate(CHANGES)})
+        parts.append(part.join(means, on="gene", how="left"))
+    empty = {observed.by: pl.String, "gene": pl.String} | dict.fromkeys(("attribution", *CHANGES), pl.Float64)
+    return pl.concat(parts) if parts else pl.DataFrame(schema=empty)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Explained:
+    """Of N episodes: integrated gradients [N, schema's genes] with their error [N], and changes [N, G]."""
+
+    gradient: Float64
+    error: Float64
+    change: Mapping[str, npt.NDArray[np.float32]]
+
+
+def explain(network: PatientTransformer, fold: Fold, rows: Int64, genes: Sequence[str]) -> Explained:
+    """Attribution and alteration of some episodes under a network."""
+    states, schema = fold.states, fold.schema
+    patient, slot = states.patient[rows], states.slot[rows]
+    pieces = [slice(start, start + _BATCH) for start in range(0, len(rows), _BATCH)]
+    batches = [as_batch(own_regimen(fold.encoded, patient[piece], slot[piece])) for piece in pieces]
+    found = attribute(network, schema, batches)
+    omics = {
+        name: OmicsRows(matrix=m.matrix.take(patient), panel=m.panel[patient])
+        for name, m in fold.encoded.modalities.items()
+    }
+    regimens = [states.patients.regimens[p][s] for p, s in zip(patient.tolist(), slot.tolist(), strict=True)]
+    arrays = own_regimen(fold.encoded, patient, slot)
+    change = alter(network, schema, arrays, omics, regimens, genes)
+    return Explained(gradient=found.gene, error=found.error, change=change)
+
+
+def _drawn(config: RunConfig, prepared: Prepared, observed: Observations) -> dict[str, Int64]:
+    """By fold, held-out labelled episodes, as many in all as are wanted."""
+    rng = np.random.default_rng([config.seed, 4])
+    each = -(-config.targets.patients // len(prepared.splits))
+    found = {}
+    for name, split in prepared.splits.items():
+        labelled = split.held_out[np.isfinite(observed.benefit[split.held_out])]
+        found[name] = np.sort(rng.permutation(labelled)[:each])
+    return found
+
+
+def _panel_worth(
+    config: RunConfig,
+    prepared: Prepared,
+    fitted: Mapping[str, Stage],
+    scores: Sequence[Scores],
+) -> dict[str, dict[str, Interval]]:
+    """The panel beside regimen and indication alone and beside the full model, on the same held-out episodes."""
+    task = config.task.outcomes[0].name
+    outcome, every = prepared.outcomes[task], np.arange(len(prepared.episodes))
+    cohort = replace(prepared.cohort, episodes=prepared.episodes)
+    observed = Observations.of(cohort, outcome, by=_panel_by(prepared))
+    compared = []
+    for fold in scores:
+        split = prepared.splits[fold.name]
+        panel = _panel_of(config, prepared, np.concatenate([split.train, split.tuning]))
+        encoded = encode_fold(config, prepared, load_fitted(fitted[fold.name].folder)[1])
+        design = baseline_design(encoded.schema, encoded.encoded, encoded.states, prepared.episodes)
+        columns = panel_columns(observed, every, panel)
+        arrays = {
+            f"{task}/{name}": _ridge(config, replace(design, omics={}, summary=summary), outcome, split)
+            for name, summary in (("panel", columns), ("regimen and indication", columns[:, :0]))
+        }
+        arrays[f"{task}/{MODEL}"] = fold.arrays[f"{task}/{MODEL}"]
+        compared.append(replace(fold, arrays=arrays, calibration={}))
+    found = evaluate_scores(
+        task, outcome, prepared.episodes, compared, replicates=config.evaluation.replicates, seed=config.seed
+    )
+    return {scorer: dict(metrics.overall.metrics) for scorer, metrics in found.pooled.items()}
+
+
+def _panel_of(config: RunConfig, prepared: Prepared, rows: Int64) -> tuple[Marker, ...]:
+    """The panel that some episodes choose; the outcomes of others are not looked at."""
+    known = np.zeros(len(prepared.episodes), bool)
+    known[rows] = True
+    outcome = _outcome(prepared)
+    masked = replace(outcome, value=np.where(known, outcome.value, np.nan))
+    cohort = replace(prepared.cohort, episodes=prepared.episodes)
+    return choose_panel(Observations.of(cohort, masked, by=_panel_by(prepared)), rows, seed=config.seed)
+
+
+def _ridge(config: RunConfig, design: Design, outcome: Outcome, split: Split) -> Float64:
+    scores = fit_baselines(
+        design,
+        outcome,
+        split.train,
+        split.tuning,
+        split.held_out,
+        seed=config.seed,
+        threads=torch.get_num_threads(),
+        config=BaselineConfig(names=("ridge",)),
+    )
+    return scores["ridge"]
+
+
+def _outcome(prepared: Prepared) -> Outcome:
+    return next(iter(prepared.outcomes.values()))
+
+
+def _by(config: RunConfig) -> By:
+    return "class" if config.targets.by == "class" else "drug"
+
+
+def _panel_by(prepared: Prepared) -> By:
+    """Few tell of each drug alone: the panel's markers are of classes, where these are known."""
+    return "class" if prepared.cohort.classes else "drug"
