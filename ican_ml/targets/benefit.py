@@ -22,13 +22,13 @@ _ROUNDS = 10
 _PRIOR_EPISODES = 1.0  # what a regimen's or a patient's effect is shrunken by
 
 
-def residual_benefit(outcome: Outcome, *, regimen: Int64, stratum: Int64, patient: Int64) -> Float64:
+def residual_benefit(outcome: Outcome, *, regimen: Int64, stratum: Int64, patient: Int64 | None = None) -> Float64:
     """See the module docstring.
 
     Parameters
     ----------
     regimen, stratum, patient
-        int64 [E]: group of each episode, numbered from 0.
+        int64 [E]: group of each episode, numbered from 0. Without ``patient``, patients keep their own level.
 
     Returns
     -------
@@ -40,7 +40,8 @@ def residual_benefit(outcome: Outcome, *, regimen: Int64, stratum: Int64, patien
     if not len(rows):
         return found
     left = _benefit(outcome.take(rows), regimen[rows], stratum[rows])
-    groups = ((stratum[rows], 0.0), (regimen[rows], _PRIOR_EPISODES), (patient[rows], _PRIOR_EPISODES))
+    groups = [(stratum[rows], 0.0), (regimen[rows], _PRIOR_EPISODES)]
+    groups += [(patient[rows], _PRIOR_EPISODES)] if patient is not None else []
     effects = [np.zeros(int(group.max()) + 1) for group, _ in groups]
     for _ in range(_ROUNDS):
         for i, (group, prior) in enumerate(groups):

@@ -16,8 +16,9 @@ Columns of the table, one row a drug (or class) and gene, none of which names a 
     lead            the gene itself, or the stronger one that it goes with: a neighbour on an amplicon
     elsewhere       z over all other drugs' episodes: what the gene says of anybody
     interaction, interaction_q
-                    z and false discovery rate of the difference between this drug and the others: predictive
-    prognosis_q     false discovery rate of the association over all episodes, of this drug and others
+                    z and false discovery rate of the difference between this drug and the others: with q, predictive
+    prognosis, prognosis_q
+                    z and false discovery rate of the association with the patient's level in all episodes: prognostic
     likeness, like  to the most alike other drug with this target, and its name
     known           the gene is listed as a target
     inhibition, inhibition_p
@@ -38,14 +39,26 @@ from ican_ml.targets.elsewhere import Sums, interaction
 from ican_ml.targets.inhibition import Inhibition
 from ican_ml.targets.observations import Observations
 from ican_ml.targets.profiles import likeness, shared_target
-from ican_ml.targets.ranking import benjamini_hochberg, normal_scores
+from ican_ml.targets.ranking import benjamini_hochberg, combined, in_spreads
 
 Float64 = npt.NDArray[np.float64]
 Float32 = npt.NDArray[np.float32]
 Int64 = npt.NDArray[np.int64]
 COLUMNS = (
     *("gene", "episodes", "rank", "stability", "z", "modality", "effect", "effect_low", "effect_high", "indication"),
-    *("p", "lead", "q", "elsewhere", "interaction", "interaction_q", "prognosis_q", "likeness", "like", "known"),
+    *(
+        "p",
+        "lead",
+        "q",
+        "elsewhere",
+        "interaction",
+        "interaction_q",
+        "prognosis",
+        "prognosis_q",
+        "likeness",
+        "like",
+        "known",
+    ),
 )
 NETWORK_COLUMNS = ("inhibition", "inhibition_p")
 FIRST = 10
@@ -70,29 +83,29 @@ def discover(
     n_genes, n_strata = len(observed.genes), len(observed.indications)
     half_of = np.random.default_rng([seed, 1]).random((_HALVES, int(observed.patient.max()) + 1)) < 0.5
 
-    def sums(rows: Int64) -> Sums:
-        return Sums.over(observed.benefit, observed.values, observed.samples, observed.stratum, rows, n_strata)
+    def sums(of: Float64, rows: Int64) -> Sums:
+        return Sums.over(of, observed.values, observed.samples, observed.stratum, rows, n_strata)
 
-    overall = sums(np.flatnonzero(np.isfinite(observed.benefit)))
+    overall, levels = (sums(of, np.flatnonzero(np.isfinite(of))) for of in (observed.benefit, observed.level))
     alike = _likeness(observed)
     shared, nearest = shared_target(alike, observed.listed, n_genes)
     parts = []
     for d in tqdm(observed.often, disable=None, unit=observed.by, desc="targets"):
         rows = observed.rows(d)
-        benefit, stratum, own = observed.benefit[rows], observed.strata(rows), sums(rows)
+        benefit, stratum, own = observed.benefit[rows], observed.strata(rows), sums(observed.benefit, rows)
         half = half_of[:, observed.patient[rows]]
         values = observed.values.of(observed.samples[rows])
         found = associate(benefit, values, stratum, permutations=permutations, rng=rng, half=half)
-        lines, halves = [found.z, shared[d]], normal_scores(found.halves) + normal_scores(shared[d][None])
+        lines, halves = [found.z, shared[d]], in_spreads(found.halves) + in_spreads(shared[d][None])
         virtual: list[pl.Series] = []
         if inhibition is not None:
             asked = inhibition.of(observed.names[d], rows)[:, :, None]
             line = associate(benefit, asked, stratum, permutations=permutations, rng=rng, half=half)
             lines.append(line.z)
-            halves += normal_scores(line.halves)
+            halves += in_spreads(line.halves)
             virtual = [pl.Series("inhibition", line.z), pl.Series("inhibition_p", line.p)]
         first = np.argsort(np.argsort(-halves, axis=1, kind="stable"), axis=1) < FIRST
-        together = sum(normal_scores(line[None])[0] for line in lines)
+        together = combined(np.stack(lines))
         parts.append(
             pl.DataFrame({observed.by: [observed.names[d]] * n_genes, "gene": observed.genes}).with_columns(
                 pl.lit(len(rows)).alias("episodes"),
@@ -105,7 +118,7 @@ def discover(
                 *virtual,
             )
         )
-    return _with_rates(pl.concat(parts), overall, observed)
+    return _with_rates(pl.concat(parts), levels.z(), observed)
 
 
 def _likeness(observed: Observations) -> Float64:
@@ -141,15 +154,18 @@ def _columns(found: Association, own: Sums, others: Sums, observed: Observations
     ]
 
 
-def _with_rates(table: pl.DataFrame, overall: Sums, observed: Observations) -> pl.DataFrame:
+def _with_rates(table: pl.DataFrame, prognosis: Float64, observed: Observations) -> pl.DataFrame:
     """With false discovery rates; the best of every drug first."""
     leads = (table["lead"] == table["gene"]).to_numpy()
-    strongest = np.nan_to_num(np.abs(overall.z())).max(1)
-    prognosis = benjamini_hochberg(np.minimum(_two_sided(strongest) * len(observed.values.modalities), 1.0))
+    prognosis = np.nan_to_num(prognosis)
+    strongest = prognosis[np.arange(len(prognosis)), np.abs(prognosis).argmax(1)]
+    prognosis_q = benjamini_hochberg(np.minimum(_two_sided(strongest) * prognosis.shape[1], 1.0))
+    copies = len(table) // len(prognosis)
     table = table.with_columns(
         pl.Series("q", benjamini_hochberg(table["p"].to_numpy(), leads)),
         pl.Series("interaction_q", benjamini_hochberg(_two_sided(table["interaction"].to_numpy()), leads)),
-        pl.Series("prognosis_q", np.tile(prognosis, len(table) // len(prognosis))),
+        pl.Series("prognosis", np.tile(strongest, copies)),
+        pl.Series("prognosis_q", np.tile(prognosis_q, copies)),
     )
     virtual = [name for name in NETWORK_COLUMNS if name in table.columns]
     by_modality = [name for name in table.columns if ":" in name]

@@ -46,10 +46,9 @@ class Inhibition:
     patient: Int64
 
     def of(self, name: str, rows: Int64) -> Float32:
-        """[rows, G]: what is particular to each gene in some episodes with this drug."""
+        """[rows, G]: what is particular to each gene in some episodes with this drug, beyond that of the middle one."""
         found = self.benefit[self.network_of[name]][self.patient[rows]]
-        with np.errstate(all="ignore"):
-            specific: Float32 = found - np.nanmean(found, axis=1, keepdims=True)
+        specific: Float32 = found - np.nanmedian(found, axis=1, keepdims=True)
         return specific
 
 

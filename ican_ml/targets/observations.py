@@ -36,6 +36,8 @@ class Observations:
         The drugs or classes, the drugs of each, and the positions in ``genes`` of its listed targets.
     benefit, stratum, patient
         [E]: NaN where there is no outcome; numbered from 0.
+    level
+        [E]: of the patient, in all their episodes: what drug and indication leave; NaN but for the first of them.
     indications
         Name of each stratum.
     row, name
@@ -49,6 +51,7 @@ class Observations:
     members: tuple[tuple[str, ...], ...]
     listed: tuple[tuple[int, ...], ...]
     benefit: Float64
+    level: Float64
     stratum: Int64
     patient: Int64
     indications: tuple[str, ...]
@@ -96,6 +99,7 @@ class Observations:
             members=members,
             listed=tuple(tuple(sorted(at[gene] for gene in each if gene in at)) for each in targets),
             benefit=benefit,
+            level=_levels(residual_benefit(outcome, regimen=regimen, stratum=stratum), patient),
             stratum=stratum,
             patient=patient,
             indications=tuple(map(str, indications)),
@@ -128,6 +132,15 @@ class Observations:
         """Strata of some episodes, numbered anew from 0."""
         found: Int64 = np.unique(self.stratum[rows], return_inverse=True)[1].astype(np.int64)
         return found
+
+
+def _levels(benefit: Float64, patient: Int64) -> Float64:
+    """Each patient's mean, at their first labelled episode; NaN at others."""
+    rows = np.flatnonzero(np.isfinite(benefit))
+    first, of = np.unique(patient[rows], return_index=True, return_inverse=True)[1:]
+    found = np.full(len(benefit), np.nan)
+    found[rows[first]] = np.bincount(of, benefit[rows]) / np.bincount(of)
+    return found
 
 
 def _numbered(values: list[object]) -> tuple[Int64, list[object]]:

@@ -1,7 +1,7 @@
-"""Lines of evidence -> one order of the genes: sum of normal scores of their ranks, and false discovery rates.
+"""Lines of evidence -> one order of the genes, and false discovery rates.
 
-Each line ranks the genes of a drug, whatever its scale; ranks become normal scores (van der Waerden 1952), which are
-summed over the lines (Stouffer et al. 1949). A line that says nothing of a gene counts as no evidence: its zero.
+A line's scores of a drug's genes are divided by their spread over the genes, whatever its scale, and added up (as
+Stouffer et al. 1949 add z-scores). A line that says nothing of a gene counts as no evidence: 0.
 """
 
 from __future__ import annotations
@@ -12,12 +12,17 @@ import numpy.typing as npt
 Float64 = npt.NDArray[np.float64]
 
 
-def normal_scores(score: npt.NDArray[np.floating]) -> Float64:
-    """[D, G]: of each row's ranks, ties sharing the mean one; NaN counts as 0."""
-    from scipy.stats import norm, rankdata
+def in_spreads(score: npt.NDArray[np.floating]) -> Float64:
+    """[D, G]: each row divided by the root mean square of what is known of it; NaN becomes 0."""
+    known = np.isfinite(score)
+    found = np.where(known, score, 0.0).astype(np.float64)
+    spread = np.sqrt(np.square(found).sum(1) / np.maximum(known.sum(1), 1))
+    return found / np.where(spread > 0, spread, 1.0)[:, None]
 
-    ranks = rankdata(np.nan_to_num(score, nan=0.0), axis=1)
-    found: Float64 = norm.ppf((ranks - 0.5) / score.shape[1])
+
+def combined(lines: npt.NDArray[np.floating]) -> Float64:
+    """[G]: of one drug, the lines [L, G] together."""
+    found: Float64 = in_spreads(lines).sum(0)
     return found
 
 

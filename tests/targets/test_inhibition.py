@@ -51,9 +51,9 @@ def test_benefit_points_up_for_every_kind_of_outcome(
 
 
 def test_what_all_genes_share_is_taken_out() -> None:
-    benefit = np.array([[1.0, 2.0, np.nan], [5.0, 9.0, np.nan]], np.float32)
+    benefit = np.array([[1.0, 3.0, 2.0, np.nan], [5.0, 6.0, 9.0, np.nan]], np.float32)
     found = Inhibition(benefit={3: benefit}, network_of={"A": 3}, patient=np.array([1, 0, 1])).of("A", np.array([0, 1]))
-    np.testing.assert_array_equal(found, [[-2, 2, np.nan], [-0.5, 0.5, np.nan]])
+    np.testing.assert_array_equal(found, [[-1, 0, 3, np.nan], [-1, 1, 0, np.nan]])
 
 
 def test_an_episode_is_asked_about_its_own_regimen_alone(

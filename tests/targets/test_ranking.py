@@ -1,16 +1,17 @@
-"""Ranks of several lines become one; discoveries are counted once."""
+"""Several lines become one; discoveries are counted once."""
 
 import numpy as np
 
-from ican_ml.targets.ranking import benjamini_hochberg, normal_scores
+from ican_ml.targets.ranking import benjamini_hochberg, combined, in_spreads
 
 
-def test_normal_scores_depend_on_ranks_alone_and_no_evidence_is_the_middle() -> None:
+def test_lines_count_in_units_of_their_spread_and_no_evidence_is_none() -> None:
     score = np.array([[3.0, np.nan, -1.0, np.nan, 0.5]])
-    found = normal_scores(score)
-    np.testing.assert_array_equal(found, normal_scores(np.sign(score) * np.abs(score) ** 3))
-    assert found[0, 0] > found[0, 4] > found[0, 1] == found[0, 3] > found[0, 2]
-    np.testing.assert_allclose(normal_scores(np.arange(9.0)[None]).sum(), 0, atol=1e-12)
+    found = in_spreads(score)
+    np.testing.assert_allclose(found, in_spreads(100 * score))
+    np.testing.assert_allclose(found, np.nan_to_num(score) / np.sqrt((9 + 1 + 0.25) / 3))
+    assert not in_spreads(np.zeros((1, 3))).any()
+    np.testing.assert_allclose(combined(np.concatenate([score, 5 * score])), 2 * found[0])
 
 
 def test_false_discovery_rates_are_those_of_the_paper() -> None:
