@@ -19,6 +19,7 @@ import numpy.typing as npt
 import polars as pl
 import torch
 
+from ican_ml.cohort.cohort import Cohort
 from ican_ml.cohort.split import Split
 from ican_ml.config import RunConfig
 from ican_ml.evaluation.baselines import BaselineConfig, fit_baselines
@@ -28,12 +29,13 @@ from ican_ml.evaluation.outcome import Outcome
 from ican_ml.fitting import fit_stage
 from ican_ml.fold import Fold, Prepared, encode_fold
 from ican_ml.inputs.encode import OmicsRows
+from ican_ml.inputs.schema import InputSchema
 from ican_ml.model.patient_transformer import PatientTransformer
 from ican_ml.release import load_fitted
 from ican_ml.results import MODEL, Scores, evaluate_scores
 from ican_ml.run_folder import RunFolder, Stage
 from ican_ml.targets.alteration import CHANGES, alter
-from ican_ml.targets.asking import as_batch, own_regimen
+from ican_ml.targets.asking import as_batch, device_of, own_regimen
 from ican_ml.targets.attribution import COMPLETE, attribute
 from ican_ml.targets.discover import discover
 from ican_ml.targets.inhibition import Inhibition, virtual_inhibition
@@ -58,8 +60,7 @@ def observations(config: RunConfig, prepared: Prepared) -> Observations:
     ValueError
         If the cohort has no omics, or no drug with enough episodes.
     """
-    cohort = replace(prepared.cohort, episodes=prepared.episodes)
-    return Observations.of(cohort, _outcome(prepared), by=_by(config))
+    return Observations.of(_cohort(prepared), _outcome(prepared), by=_by(config))
 
 
 def discover_targets(
@@ -72,7 +73,8 @@ def discover_targets(
 ) -> pl.DataFrame:
     """See the module docstring; returns the table."""
     settings = config.targets
-    inhibition = cross_fitted_inhibition(config, prepared, observed, folder) if settings.networks else None
+    crossed = settings.networks and len(observed.often) > 1  # of one drug alone, nothing is left to learn from
+    inhibition = cross_fitted_inhibition(config, prepared, observed, folder) if crossed else None
     table = discover(observed, permutations=settings.permutations, seed=config.seed, inhibition=inhibition)
     genes = table.sort("q", "rank", nulls_last=True)["gene"].unique(maintain_order=True)[: settings.genes].to_list()
     table = table.join(_network_lines(config, prepared, observed, fitted, genes), on=[observed.by, "gene"], how="left")
@@ -100,25 +102,26 @@ def cross_fitted_inhibition(
     dealt = np.random.default_rng([config.seed, 3]).permutation(observed.often)
     share = {observed.names[d]: place % count for place, d in enumerate(dealt.tolist())}
     simple = replace(config, model=replace(config.model, members=1), training=replace(config.training, init_from=None))
-    benefit, patient = {}, None
-    for k in networks or range(count):
-        hidden = {drug for name, group in share.items() if group == k for drug in _members(observed, name)}
-        apart = replace(
-            prepared, further=None, splits={f"targets/{observed.by}-{k}-of-{count}": _hide(prepared, hidden)}
-        )
-        (name,) = apart.splits
-        if not len(apart.splits[name].held_out):
-            continue
-        stage = fit_stage(simple, apart, folder, name)
-        network, schema = load_fitted(stage.folder)
+    benefit: dict[int, npt.NDArray[np.float32]] = {}
+    patient = np.empty(0, np.int64)
+    for k in networks or range(min(count, len(share))):
+        hidden = {drug for name, network in share.items() if network == k for drug in _members(observed, name)}
+        name = f"targets/{observed.by}-{k}-of-{count}"
+        split = _hide(prepared, hidden)
+        apart = replace(prepared, further=None, splits={name: split})
+        network, schema = _network(config, fit_stage(simple, apart, folder, name))
         fold = encode_fold(simple, apart, schema)
         patient = fold.states.patient
-        rows = np.unique(patient[apart.splits[name].held_out])
-        found = np.full((fold.encoded.n_rows, len(observed.genes)), np.nan, np.float32)
-        found[rows] = virtual_inhibition(network, schema, fold.encoded, rows, observed.genes)
-        benefit[k] = found
-    assert patient is not None
+        rows = np.unique(patient[split.held_out])
+        benefit[k] = np.full((fold.encoded.n_rows, len(observed.genes)), np.nan, np.float32)
+        benefit[k][rows] = virtual_inhibition(network, schema, fold.encoded, rows, observed.genes)
     return Inhibition(benefit=benefit, network_of=share, patient=patient)
+
+
+def _network(config: RunConfig, fitted: Stage) -> tuple[PatientTransformer, InputSchema]:
+    """A fitted network, where the run trains."""
+    network, schema = load_fitted(fitted.folder)
+    return network.to("cuda" if config.trainer.accelerator in ("cuda", "gpu") else "cpu"), schema
 
 
 def _members(observed: Observations, name: str) -> tuple[str, ...]:
@@ -146,7 +149,7 @@ def _network_lines(
     worst = 0.0
     place = {gene: g for g, gene in enumerate(observed.genes)}
     for name, rows in drawn.items():
-        network, schema = load_fitted(fitted[name].folder)
+        network, schema = _network(config, fitted[name])
         fold = encode_fold(config, prepared, schema)
         found = explain(network, fold, rows, genes)
         known = [(i + 2, place[gene]) for i, gene in enumerate(schema.genes) if gene in place]
@@ -187,7 +190,8 @@ def explain(network: PatientTransformer, fold: Fold, rows: Int64, genes: Sequenc
     states, schema = fold.states, fold.schema
     patient, slot = states.patient[rows], states.slot[rows]
     pieces = [slice(start, start + _BATCH) for start in range(0, len(rows), _BATCH)]
-    batches = [as_batch(own_regimen(fold.encoded, patient[piece], slot[piece])) for piece in pieces]
+    device = device_of(network)
+    batches = [as_batch(own_regimen(fold.encoded, patient[piece], slot[piece]), device) for piece in pieces]
     found = attribute(network, schema, batches)
     omics = {
         name: OmicsRows(matrix=m.matrix.take(patient), panel=m.panel[patient])
@@ -219,8 +223,7 @@ def _panel_worth(
     """The panel beside regimen and indication alone and beside the full model, on the same held-out episodes."""
     task = config.task.outcomes[0].name
     outcome, every = prepared.outcomes[task], np.arange(len(prepared.episodes))
-    cohort = replace(prepared.cohort, episodes=prepared.episodes)
-    observed = Observations.of(cohort, outcome, by=_panel_by(prepared))
+    observed = Observations.of(_cohort(prepared), outcome, by=_panel_by(prepared))
     compared = []
     for fold in scores:
         split = prepared.splits[fold.name]
@@ -246,8 +249,7 @@ def _panel_of(config: RunConfig, prepared: Prepared, rows: Int64) -> tuple[Marke
     known[rows] = True
     outcome = _outcome(prepared)
     masked = replace(outcome, value=np.where(known, outcome.value, np.nan))
-    cohort = replace(prepared.cohort, episodes=prepared.episodes)
-    return choose_panel(Observations.of(cohort, masked, by=_panel_by(prepared)), rows, seed=config.seed)
+    return choose_panel(Observations.of(_cohort(prepared), masked, by=_panel_by(prepared)), rows, seed=config.seed)
 
 
 def _ridge(config: RunConfig, design: Design, outcome: Outcome, split: Split) -> Float64:
@@ -262,6 +264,10 @@ def _ridge(config: RunConfig, design: Design, outcome: Outcome, split: Split) ->
         config=BaselineConfig(names=("ridge",)),
     )
     return scores["ridge"]
+
+
+def _cohort(prepared: Prepared) -> Cohort:
+    return replace(prepared.cohort, episodes=prepared.episodes)
 
 
 def _outcome(prepared: Prepared) -> Outcome:

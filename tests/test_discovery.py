@@ -21,7 +21,7 @@ from tests.test_pipeline import cohort, configured, quick
 
 __all__ = ["cohort", "quick"]
 
-SMALL = TargetsConfig(networks=2, permutations=10, patients=200, genes=3)
+SMALL = TargetsConfig(by="class", networks=2, permutations=10, patients=80, genes=3)
 
 
 def test_a_run_writes_a_table_and_a_page_of_no_subject(cohort: Path, tmp_path: Path, quick: None) -> None:
@@ -44,7 +44,7 @@ def test_a_run_writes_a_table_and_a_page_of_no_subject(cohort: Path, tmp_path: P
     assert len(fitted) == SMALL.networks
     written = [path.stat().st_mtime_ns for path in fitted]
     again = table.clone()
-    main(["targets", str(folder), "--permutations", "10"])  # the same, from the run's folder
+    main(["targets", str(folder), "--by", "class", "--permutations", "10"])  # the same, from the run's folder
     assert pl.read_parquet(folder / TABLE).equals(again)
     assert [path.stat().st_mtime_ns for path in fitted] == written  # nothing was fitted again
 

@@ -45,14 +45,19 @@ def benefit(network: PatientTransformer, arrays: Arrays, task: int) -> Float64:
     """[N, R]: probability of a binary task, expected days, or the value of a regression turned round."""
     asked = network.tasks[task]
     with torch.inference_mode():
-        output = network(as_batch(arrays))[asked.name].numpy()
+        output = network(as_batch(arrays, device_of(network)))[asked.name].cpu().numpy()
     found = summarise(asked, output)
     return -found if asked.kind == "regression" else found
 
 
-def as_batch(arrays: Arrays) -> dict[str, torch.Tensor]:
-    """The arrays as tensors."""
-    return {name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in arrays.items()}
+def as_batch(arrays: Arrays, device: torch.device | None = None) -> dict[str, torch.Tensor]:
+    """The arrays as tensors; on the CPU, if nothing else is said."""
+    return {name: torch.from_numpy(np.ascontiguousarray(values)).to(device) for name, values in arrays.items()}
+
+
+def device_of(network: PatientTransformer) -> torch.device:
+    """Where the network lies."""
+    return next(network.parameters()).device
 
 
 def _patients(encoded: EncodedPatients, rows: Int64) -> Arrays:

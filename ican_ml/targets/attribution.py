@@ -84,16 +84,16 @@ def _batch(network: PatientTransformer, schema: InputSchema, batch: Batch, task:
         if bool((error <= COMPLETE).all()) or steps >= _MOST:
             break
         steps *= 2
-    gene = torch.zeros(len(difference), schema.n_genes, dtype=torch.float64)
+    gene = difference.new_zeros(len(difference), schema.n_genes)
     for name, values in sums.items():
         for row, ids, each in _by_gene(name, values, batch, schema):
             gene.index_put_((row, ids), each, accumulate=True)
     return Attribution(
-        gene=gene.numpy(),
-        record=sums["events"].sum(1).numpy(),
-        summary=sums["summary"].sum(1).numpy(),
-        difference=difference.numpy(),
-        error=error.numpy(),
+        gene=gene.cpu().numpy(),
+        record=sums["events"].sum(1).cpu().numpy(),
+        summary=sums["summary"].sum(1).cpu().numpy(),
+        difference=difference.cpu().numpy(),
+        error=error.cpu().numpy(),
     )
 
 
@@ -139,14 +139,15 @@ def _grown(value: Tensor, neutral: Tensor, at: float) -> Tensor:
 
 def _neutral(modality: ModalitySchema, feature: Tensor) -> Tensor:
     """Zero, or the mean where zero is a value like any other."""
-    mean = torch.tensor(modality.mean)[feature]
+    mean = torch.tensor(modality.mean, device=feature.device)[feature]
     return mean if modality.explicit and modality.kind != "count" else torch.zeros_like(mean)
 
 
 def _neutral_state(schema: InputSchema, batch: Batch) -> Tensor:
     columns = []
     for modality in schema.modalities:
-        feature = torch.tensor(schema.feature_of_gene[modality.name])[batch["treatment_gene"]]
+        gene_BRG = batch["treatment_gene"]
+        feature = torch.tensor(schema.feature_of_gene[modality.name], device=gene_BRG.device)[gene_BRG]
         columns.append(_neutral(modality, feature.clamp(min=0)) * (feature >= 0))
     known = batch["treatment_state_known"]
     return torch.stack(columns, dim=-1) * known if columns else batch["treatment_state"]
@@ -219,21 +220,29 @@ def _by_patient(name: str, values: Tensor, batch: Batch) -> Tensor:
     return values.flatten(1).sum(1)
 
 
+def _rows(ids: Tensor) -> Tensor:
+    """The row of every entry, as a flat tensor."""
+    return torch.arange(len(ids), device=ids.device)[:, None].expand_as(ids).flatten()
+
+
 def _row_of(name: str, batch: Batch) -> Tensor:
     lengths = batch[f"{name}_indptr"].diff()
-    return torch.repeat_interleave(torch.arange(len(lengths)), lengths)
+    return torch.repeat_interleave(torch.arange(len(lengths), device=lengths.device), lengths)
 
 
 def _by_gene(name: str, values: Tensor, batch: Batch, schema: InputSchema) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Rows, gene ids and values of what belongs to a gene."""
-    genes = {m.name: torch.tensor([0, *(schema.gene_id[gene] for gene in m.genes)]) for m in schema.modalities}
+    genes = {
+        m.name: torch.tensor([0, *(schema.gene_id[gene] for gene in m.genes)], device=values.device)
+        for m in schema.modalities
+    }
     if name.endswith("_values"):
         modality = name.removesuffix("_values")
         yield _row_of(modality, batch), genes[modality][batch[f"{modality}_indices"] + 1], values
     elif name.startswith("gate:"):
         modality = name.removeprefix("gate:")
         ids = genes[modality][batch[f"{modality}_tokens"]]
-        yield torch.arange(len(ids))[:, None].expand_as(ids).flatten(), ids.flatten(), values.flatten()
+        yield _rows(ids), ids.flatten(), values.flatten()
     elif name == "treatment_state":
         ids = batch["treatment_gene"].flatten(1)
-        yield torch.arange(len(ids))[:, None].expand_as(ids).flatten(), ids.flatten(), values.sum(-1).flatten()
+        yield _rows(ids), ids.flatten(), values.sum(-1).flatten()

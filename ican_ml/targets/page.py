@@ -58,7 +58,8 @@ class Page:
 
 def write_page(path: Path, page: Page) -> str:
     """Write the page; returns its tables as plain text."""
-    sections = [*found_sections(page.table, page.level), _agreement(page.table)]
+    agreement = _agreement(page.table)
+    sections = [*found_sections(page.table, page.level), *([agreement] if agreement.rows else [])]
     if page.worth is not None:
         sections += _panel_sections(page)
     sections[0] = _with(sections[0], [_volcano(page.table, page.level)])
@@ -97,7 +98,6 @@ def _row(row: Mapping[str, object], by: str, level: float) -> dict[str, Cell]:
         "Effect": Interval(number("effect"), number("effect_low"), number("effect_high")),
         "z": number("z"),
         "q": number("q"),
-        "Elsewhere": number("elsewhere"),
         "Marker": " and ".join(kinds) or "-",
         "Most in": str(row["indication"] or "-"),
         "Rank": int(number("rank")),
@@ -112,23 +112,23 @@ def _with(section: Section, charts: Sequence[Chart]) -> Section:
 
 
 def _volcano(table: pl.DataFrame, level: float) -> Chart:
-    leads = table.filter((pl.col("lead") == pl.col("gene")) & pl.col("p").is_not_null()).sort("p").head(_DRAWN)
-    z, height = leads["z"].to_numpy(), -np.log10(leads["p"].to_numpy())
-    widest = float(np.abs(z).max(initial=1.0)) * 1.1
+    leads = table.filter((pl.col("lead") == pl.col("gene")) & pl.col("effect").is_not_null()).sort("p").head(_DRAWN)
+    effect, height = leads["effect"].to_numpy(), leads["z"].abs().to_numpy()
+    widest = float(np.abs(effect).max(initial=1e-9)) * 1.1
     chart = Chart(
-        title="Association of gene and benefit, each drug by itself",
-        x_label="z: below 0 less benefit, above 0 more",
-        y_label="-log10 p",
+        title="Effect of gene on benefit, each drug by itself",
+        x_label="Effect: below 0 less benefit, above 0 more",
+        y_label="|z|",
         x_range=(-widest, widest),
         y_range=(0.0, float(height.max(initial=1.0)) * 1.1),
         legend_at="upper left",
     )
     found, listed = (leads["q"] <= level).fill_null(False).to_numpy(), leads["known"].to_numpy()
-    chart.points(z[~found], height[~found], color=PALETTE[3], label="not found")
-    chart.points(z[found & ~listed], height[found & ~listed], color=PALETTE[0], label="found")
-    chart.points(z[found & listed], height[found & listed], color=PALETTE[1], label="found, a listed target")
-    for x, y, gene in zip(z[:_NAMED], height[:_NAMED], leads["gene"].head(_NAMED).to_list(), strict=False):
-        chart.text(float(x), float(y), gene)
+    chart.points(effect[~found], height[~found], color=PALETTE[3], label="not found")
+    chart.points(effect[found & ~listed], height[found & ~listed], color=PALETTE[0], label="found")
+    chart.points(effect[found & listed], height[found & listed], color=PALETTE[1], label="found, listed")
+    for x, y, gene in leads.sort("z").select("effect", pl.col("z").abs(), "gene").tail(_NAMED).iter_rows():
+        chart.text(x, y, gene)
     return chart
 
 
@@ -187,7 +187,7 @@ def _groups(value: npt.NDArray[np.float32], *, binary: bool) -> dict[str, npt.ND
     if binary:
         return {"altered": known & (value != 0), "not altered": known & (value == 0)}
     low, high = np.quantile(value[known], [1 / 3, 2 / 3]) if known.any() else (0.0, 0.0)
-    return {"highest third": known & (value > high), "lowest third": known & (value <= low)}
+    return {"higher": known & (value > high), "lower": known & (value <= low)}
 
 
 def _spread(title: str, rows: Mapping[str, Int64], observed: Observations) -> Chart:
