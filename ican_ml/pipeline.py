@@ -67,6 +67,7 @@ def run(config: RunConfig) -> Path:
     torch.set_num_threads(config.trainer.threads or torch.get_num_threads())
     write_config(config, folder.private)
     prepared = prepare(config)
+    folder.write_origin(prepared.data_hash)
     observed = observations(config, prepared) if config.discover else None
     fitted = [fit_stage(config, prepared, folder, name) for name in prepared.splits]
     scores = [

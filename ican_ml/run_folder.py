@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import platform
 import shutil
+from contextlib import suppress
 from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import ican_ml
 
-RESULT = "done.json"
+RESULT, ORIGIN = "done.json", "origin.json"
+_LIBRARIES = ("torch", "lightning", "numpy", "scipy", "scikit-learn", "numba", "polars", "anndata", "xgboost-cpu")
 
 
 class RunFolder:
@@ -35,6 +39,14 @@ class RunFolder:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "key").write_text(key)
         return Stage(folder, key)
+
+    def write_origin(self, data: str) -> None:
+        """Keep the hash of the data and the versions at hand."""
+        found = {"data": data, "python": platform.python_version(), "machine": platform.machine()}
+        for library in ("ican_ml", *_LIBRARIES):
+            with suppress(PackageNotFoundError):
+                found[library] = version(library)
+        (self.private / ORIGIN).write_text(json.dumps(found, indent=1) + "\n")
 
     def write_json(self, name: str, document: Any) -> None:
         """Write a result that may leave."""

@@ -37,6 +37,7 @@ ROOMS = (
     ("fitting",),
     ("discovery",),
     ("pipeline",),
+    ("reproduce",),
     ("invariants",),
     ("commands",),
     ("cli",),

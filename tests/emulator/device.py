@@ -34,7 +34,7 @@ class EmulatedDevice:
         self.emulator = emulator_for_tests(build, sources)
         self.largest_shared = LARGEST_SHARED
         self.orders = (0, 0)
-        self.examples = 500 if build == "plain" else 40
+        self.examples = 300 if build == "plain" else 40
 
     def current(self) -> Any:
         return nullcontext()
