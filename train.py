@@ -13,7 +13,6 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ican_ml.config import RunConfig
-from ican_ml.pipeline import run
 from ican_ml.resources import resource_folder
 
 ConfigStore.instance().store(name="run_config", node=RunConfig)
@@ -24,7 +23,10 @@ def main(composed: DictConfig) -> None:
     """Run the pipeline; a mistake in configuration or data ends in one clear message."""
     try:
         checked = OmegaConf.merge(OmegaConf.structured(RunConfig), OmegaConf.to_container(composed))
-        run(OmegaConf.to_object(checked))  # type: ignore[arg-type]
+        config = OmegaConf.to_object(checked)
+        from ican_ml.pipeline import run  # seconds, which a mistake need not wait for
+
+        run(config)  # type: ignore[arg-type]
     except (OmegaConfBaseException, ValueError, OSError) as error:
         sys.exit(f"train.py: {str(error).partition('    full_key:')[0].strip()}")
 

@@ -25,7 +25,8 @@ from ican_ml.config import (
     TaskConfig,
 )
 from ican_ml.inputs.fit import InputConfig
-from ican_ml.training.config import TrainingConfig
+from ican_ml.targets.config import TargetsConfig
+from ican_ml.training.config import TrainerConfig, TrainingConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs"
@@ -150,6 +151,10 @@ def test_a_mistake_on_the_command_line_ends_in_one_clear_line(override: str, sai
         (lambda: RunConfig(cohort=CohortConfig(pretraining=PretrainingConfig(per_subject=1))), "pretraining.outcomes"),
         (lambda: SplitConfig(train_subjects=1), "split.train_subjects"),
         (lambda: TrainingConfig(epochs=0), "training.epochs"),
+        (lambda: TrainerConfig(accumulate=0), "trainer.accumulate"),
+        (lambda: TargetsConfig(by="gene"), "targets.by"),
+        (lambda: TargetsConfig(networks=1), "targets.networks"),
+        (lambda: TargetsConfig(level=1.0), "targets.level"),
         (lambda: TrainingConfig(warmup=1.0), "training.warmup"),
         (lambda: TrainingConfig(weight_decay=-1.0), "training.weight_decay"),
         (lambda: TrainingConfig(wide_strengths=[]), "training.wide_strengths"),

@@ -76,6 +76,8 @@ class TrainerConfig:
     ----------
     accelerator, devices, precision
         As Lightning's Trainer takes them.
+    accumulate
+        Batches whose gradients are added up to one step of the optimiser.
     threads
         CPU threads; 0 = all.
     checkpoint_every
@@ -85,8 +87,14 @@ class TrainerConfig:
     accelerator: str = "cpu"
     devices: int = 1
     precision: str = "32-true"
+    accumulate: int = 1
     threads: int = 0
     checkpoint_every: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("devices", 1), ("accumulate", 1), ("threads", 0), ("checkpoint_every", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"trainer.{name}: expected at least {least}, got {getattr(self, name)}")
 
 
 @dataclass(kw_only=True, slots=True)

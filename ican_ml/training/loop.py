@@ -59,7 +59,17 @@ class _Progress(Callback):
         self._curve_file = curve_file
         self._loader = loader
         self._loss = self._patients = 0.0
-        self._start = time.monotonic()
+        self._start = self._epoch_start = self._batch_end = time.monotonic()
+        self._loading, self._seen = 0.0, 0
+
+    def on_train_epoch_start(self, trainer: lightning.Trainer, _: lightning.LightningModule) -> None:
+        self._epoch_start = self._batch_end = time.monotonic()
+        self._loading, self._seen = 0.0, 0
+
+    def on_train_batch_start(
+        self, trainer: lightning.Trainer, _: lightning.LightningModule, batch: Batch, batch_idx: int
+    ) -> None:
+        self._loading += time.monotonic() - self._batch_end
 
     def on_train_start(self, trainer: lightning.Trainer, _: lightning.LightningModule) -> None:
         trainer.should_stop = any(stopping.stopped_epoch for stopping in trainer.early_stopping_callbacks)
@@ -69,6 +79,8 @@ class _Progress(Callback):
     ) -> None:
         self._loss += float(outputs["loss"]) * len(batch["summary"])
         self._patients += len(batch["summary"])
+        self._seen += len(batch["summary"])
+        self._batch_end = time.monotonic()
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, _: lightning.LightningModule) -> None:
         losses = {
@@ -81,12 +93,15 @@ class _Progress(Callback):
             lines = [",".join(self.rows[0]), *(",".join(map(str, row.values())) for row in self.rows)]
             self._curve_file.parent.mkdir(parents=True, exist_ok=True)
             self._curve_file.write_text("\n".join(lines) + "\n")
+        trained = max(self._batch_end - self._epoch_start, 1e-9)
         _log.info(
-            "epoch %d/%d  train loss %.4f  tuning loss %.4f  (%.0f s)",
+            "epoch %d/%d  train loss %.4f  tuning loss %.4f  (%.0f s; %.0f patients/s, loading %.0f%%)",
             trainer.current_epoch + 1,
             trainer.max_epochs,
             *losses.values(),
             time.monotonic() - self._start,
+            self._seen / trained,
+            100 * self._loading / trained,
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -152,7 +167,7 @@ def fit(
     train = cross_fit(network, train, subject, strength=wide.strength, seed=seed)
     network.train()
     loader = PatientLoader(train, batch_size=training.batch_size, seed=seed)
-    module = PatientModule(network, training, steps=len(loader) * training.epochs)
+    module = PatientModule(network, training, steps=-(-len(loader) // trainer.accumulate) * training.epochs)
     progress = _Progress(loader, curve_file)
     checkpoints = [
         ModelCheckpoint(folder, filename="best", monitor="tuning_loss", save_last=False, enable_version_counter=False),
@@ -194,6 +209,7 @@ def fit(
             devices=trainer.devices,
             precision=trainer.precision,  # type: ignore[arg-type]
             max_epochs=training.epochs,
+            accumulate_grad_batches=trainer.accumulate,
             gradient_clip_val=training.gradient_clip,
             callbacks=callbacks,
             logger=list(loggers) or False,

@@ -24,7 +24,9 @@ class Fitter:
     def __init__(self, schema: InputSchema, parts: Parts, states: CohortStates) -> None:
         self.schema, self.parts, self.states = schema, parts, states
 
-    def __call__(self, folder: Path, *, seed: int = 5, epochs: int = 3, **training: float) -> FitResult:
+    def __call__(
+        self, folder: Path, *, seed: int = 5, epochs: int = 3, accumulate: int = 1, **training: float
+    ) -> FitResult:
         return fit(
             self.schema,
             self.parts.train,
@@ -34,7 +36,7 @@ class Fitter:
             training=TrainingConfig(
                 **{"batch_size": 48, "wide_strengths": [300.0], "learning_rate": 0.003, "epochs": epochs, **training}
             ),
-            trainer=TrainerConfig(threads=1, checkpoint_every=2),
+            trainer=TrainerConfig(threads=1, checkpoint_every=2, accumulate=accumulate),
             folder=folder,
             seed=seed,
         )
@@ -80,6 +82,19 @@ def test_the_seed_decides(fitter: Fitter, whole: FitResult, tmp_path: Path) -> N
     assert_same(fitter(tmp_path / "again"), whole)
     other = fitter(tmp_path / "other", seed=6)
     assert not torch.equal(other.network.members[0].context_norm.weight, whole.network.members[0].context_norm.weight)
+
+
+def test_accumulated_batches_are_one_step(fitter: Fitter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for accumulate in (1, 2):
+        fitter(tmp_path / str(accumulate), accumulate=accumulate)
+    states = [torch.load(tmp_path / name / "last.ckpt", weights_only=True) for name in ("1", "2")]
+    batches = -(-len(fitter.parts.train.rows) // 48)
+    assert [state["global_step"] for state in states] == [3 * batches, 3 * -(-batches // 2)]
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, "training_step", 5)
+        with pytest.raises(Interruption):
+            fitter(tmp_path / "cut", accumulate=2)
+    assert_same(fitter(tmp_path / "cut", accumulate=2), fitter(tmp_path / "again", accumulate=2))
 
 
 def test_a_fit_tells_its_losses(whole: FitResult) -> None:
