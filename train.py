@@ -22,8 +22,7 @@ ConfigStore.instance().store(name="run_config", node=RunConfig)
 def main(composed: DictConfig) -> None:
     """Run the pipeline; a mistake in configuration or data ends in one clear message."""
     try:
-        checked = OmegaConf.merge(OmegaConf.structured(RunConfig), OmegaConf.to_container(composed))
-        config = OmegaConf.to_object(checked)
+        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(RunConfig), OmegaConf.to_container(composed)))
         from ican_ml.pipeline import run  # seconds, which a mistake need not wait for
 
         run(config)  # type: ignore[arg-type]
