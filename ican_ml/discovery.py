@@ -60,7 +60,7 @@ def observations(config: RunConfig, prepared: Prepared) -> Observations:
     ValueError
         If the cohort has no omics, or no drug with enough episodes.
     """
-    return Observations.of(_cohort(prepared), _outcome(prepared), by=_by(config))
+    return Observations.of(_cohort(prepared), _outcome(prepared), by=_by(config)).check()
 
 
 def discover_targets(
@@ -151,10 +151,12 @@ def _network_lines(
     for name, rows in drawn.items():
         network, schema = _network(config, fitted[name])
         fold = encode_fold(config, prepared, schema)
-        found = explain(network, fold, rows, genes)
-        known = [(i + 2, place[gene]) for i, gene in enumerate(schema.genes) if gene in place]
+        found = _explain(network, fold, rows, genes)
+        known = [gene for gene in schema.genes if gene in place]
         by_gene = np.full((len(rows), len(observed.genes)), np.nan)
-        by_gene[:, [g for _, g in known]] = np.abs(found.gradient[:, [i for i, _ in known]])
+        by_gene[:, [place[gene] for gene in known]] = np.abs(
+            found.gradient[:, [schema.gene_id[gene] for gene in known]]
+        )
         gradients.append(by_gene)
         changes.append(np.stack([found.change[change] for change in CHANGES], axis=-1))
         worst = max(worst, float(found.error.max(initial=0.0)))
@@ -177,7 +179,7 @@ def _network_lines(
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Explained:
+class _Explained:
     """Of N episodes: integrated gradients [N, schema's genes] with their error [N], and changes [N, G]."""
 
     gradient: Float64
@@ -185,7 +187,7 @@ class Explained:
     change: Mapping[str, npt.NDArray[np.float32]]
 
 
-def explain(network: PatientTransformer, fold: Fold, rows: Int64, genes: Sequence[str]) -> Explained:
+def _explain(network: PatientTransformer, fold: Fold, rows: Int64, genes: Sequence[str]) -> _Explained:
     """Attribution and alteration of some episodes under a network."""
     states, schema = fold.states, fold.schema
     patient, slot = states.patient[rows], states.slot[rows]
@@ -200,7 +202,7 @@ def explain(network: PatientTransformer, fold: Fold, rows: Int64, genes: Sequenc
     regimens = [states.patients.regimens[p][s] for p, s in zip(patient.tolist(), slot.tolist(), strict=True)]
     arrays = own_regimen(fold.encoded, patient, slot)
     change = alter(network, schema, arrays, omics, regimens, genes)
-    return Explained(gradient=found.gene, error=found.error, change=change)
+    return _Explained(gradient=found.gene, error=found.error, change=change)
 
 
 def _drawn(config: RunConfig, prepared: Prepared, observed: Observations) -> dict[str, Int64]:

@@ -10,9 +10,10 @@ import pytest
 
 from ican_ml import pipeline
 from ican_ml.cli import main
-from ican_ml.config import RunConfig, read_config, write_config
+from ican_ml.config import Kind, OutcomeConfig, RunConfig, TaskConfig, read_config, write_config
 from ican_ml.discovery import PAGE, TABLE, cross_fitted_inhibition, observations
 from ican_ml.fold import Prepared
+from ican_ml.model.patient_transformer import ModelConfig
 from ican_ml.prepare import prepare
 from ican_ml.run_folder import RunFolder
 from ican_ml.targets.config import TargetsConfig
@@ -47,6 +48,23 @@ def test_a_run_writes_a_table_and_a_page_of_no_subject(cohort: Path, tmp_path: P
     main(["targets", str(folder), "--by", "class", "--permutations", "10"])  # the same, from the run's folder
     assert pl.read_parquet(folder / TABLE).equals(again)
     assert [path.stat().st_mtime_ns for path in fitted] == written  # nothing was fitted again
+
+
+@pytest.mark.parametrize("kind", [Kind.regression, Kind.survival])
+def test_other_outcomes_are_discovered_too(kind: Kind, cohort: Path, tmp_path: Path, quick: None) -> None:
+    name = {Kind.regression: "sensitivity", Kind.survival: "os"}[kind]
+    model = ModelConfig(deep=False, landmarks=64)
+    config = configured(
+        cohort,
+        tmp_path,
+        discover=True,
+        targets=replace(SMALL, networks=2 if kind is Kind.regression else 0),
+        task=TaskConfig(outcomes=[OutcomeConfig(name=name, kind=kind)]),
+        model=model if kind is Kind.regression else ModelConfig(width=16, heads=2, bottleneck_tokens=2),
+    )
+    table = pl.read_parquet(pipeline.run(config) / TABLE)
+    assert table["attribution"].is_not_null().any()
+    assert ("inhibition" in table.columns) == (kind is Kind.regression)
 
 
 def test_what_a_run_was_asked_to_do_is_kept(cohort: Path, tmp_path: Path) -> None:

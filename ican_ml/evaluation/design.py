@@ -83,8 +83,9 @@ class Design:
 
     @property
     def single_drug(self) -> bool:
-        """Every row is one drug out of several: a screen, rather than patients on regimens."""
-        return self.regimen.shape[1] > 1 and self.n_rows > 0 and bool((self.regimen.sum(axis=1) == 1).all())
+        """Every row is one drug out of several, on a sample with omics: a screen, rather than patients on regimens."""
+        several = self.regimen.shape[1] > 1 and self.n_rows > 0 and bool(self.omics)
+        return several and bool((self.regimen.sum(axis=1) == 1).all())
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -76,9 +76,15 @@ def discover(
         Of the benefits of each drug.
     inhibition
         What virtual inhibitors of all genes are predicted to do, by a network that never saw the drug in question.
+
+    Raises
+    ------
+    ValueError
+        If no drug (class) has enough episodes.
     """
     from tqdm import tqdm  # type: ignore[import-untyped]
 
+    observed.check()
     rng = np.random.default_rng(seed)
     n_genes, n_strata = len(observed.genes), len(observed.indications)
     half_of = np.random.default_rng([seed, 1]).random((_HALVES, int(observed.patient.max()) + 1)) < 0.5

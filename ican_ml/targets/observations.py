@@ -67,7 +67,7 @@ class Observations:
         Raises
         ------
         ValueError
-            If there are no omics, or no drug (class) has enough episodes.
+            If there are no omics.
         """
         episodes = cohort.episodes
         if not cohort.modalities:
@@ -93,7 +93,7 @@ class Observations:
         targets = [{gene for drug in each for gene in cohort.targets.get(drug, ())} for each in members]
         values = GeneValues(cohort.modalities, genes)
         moment = episodes["prediction_time"].cast(pl.Datetime("us")).to_numpy()
-        found = cls(
+        return cls(
             by=by,
             names=names,
             members=members,
@@ -108,9 +108,6 @@ class Observations:
             values=values,
             samples=np.stack([latest_samples(m, subject, moment) for m in values.modalities], axis=1),
         )
-        if not found.often:
-            raise ValueError(f"targets: expected a {by} with {MIN_EPISODES} labelled episodes, got none")
-        return found
 
     @property
     def genes(self) -> tuple[str, ...]:
@@ -122,6 +119,18 @@ class Observations:
         """Positions of the names with enough labelled episodes."""
         count = np.bincount(self.name, minlength=len(self.names)).tolist()
         return [d for d, n in enumerate(count) if n >= MIN_EPISODES]
+
+    def check(self) -> Observations:
+        """The same, where something can be discovered.
+
+        Raises
+        ------
+        ValueError
+            If no drug (class) has enough episodes.
+        """
+        if not self.often:
+            raise ValueError(f"targets: expected a {self.by} with {MIN_EPISODES} labelled episodes, got none")
+        return self
 
     def rows(self, name: int) -> Int64:
         """The labelled episodes of a drug or class."""

@@ -11,7 +11,7 @@ from ican_ml.encoding.csr import CSRBatch
 from ican_ml.evaluation.baselines import BaselineConfig, fit_baselines
 from ican_ml.evaluation.boosting import BoostingConfig
 from ican_ml.evaluation.design import Design, MatrixConfig, boosting_matrix, ridge_matrix
-from ican_ml.evaluation.metrics import auroc, harrell_c, per_treatment_pearson
+from ican_ml.evaluation.metrics import auroc, harrell_c, per_treatment_pearson, rmse
 from ican_ml.evaluation.omics_block import OmicsBlock
 from ican_ml.evaluation.outcome import Outcome
 
@@ -111,6 +111,9 @@ def test_both_baselines_learn_a_screen_of_unseen_samples() -> None:
     scores = fit_baselines(design, Outcome.regression(value), *rows, threads=1, config=CONFIG)
     assert per_treatment_pearson(value[rows[2]], scores["ridge"], drug[rows[2]]).value > 0.7
     assert per_treatment_pearson(value[rows[2]], scores["boosting"], drug[rows[2]]).value > 0.4
+    few = replace(design, omics={}, summary=factor[sample].astype(np.float32))  # of a few markers: no screen
+    ridge = fit_baselines(few, Outcome.regression(value), *rows, threads=1, config=replace(CONFIG, names=("ridge",)))
+    assert rmse(value[rows[2]], ridge["ridge"]) < np.std(value[rows[2]])
 
 
 def test_the_same_seed_gives_the_same_scores() -> None:

@@ -133,4 +133,4 @@ def test_without_omics_or_treatments_it_says_so(sim_cohort: Cohort, response: Ou
         Observations.of(replace(sim_cohort, modalities={}), response)
     few = replace(sim_cohort, episodes=sim_cohort.episodes.head(15))
     with pytest.raises(ValueError, match="expected a drug with 20 labelled episodes"):
-        Observations.of(few, response.take(np.arange(15)))
+        discover(Observations.of(few, response.take(np.arange(15))))
