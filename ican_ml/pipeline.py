@@ -26,7 +26,7 @@ from ican_ml.bundle.read import open_bundle
 from ican_ml.cohort.cohort import Cohort
 from ican_ml.cohort.simulate_truth import read_truth
 from ican_ml.config import RunConfig, write_config
-from ican_ml.discovery import discover_targets, observations
+from ican_ml.discovery import PAGE, discover_targets, observations
 from ican_ml.evaluation.conformal import calibrations
 from ican_ml.fitting import fit_key, fit_stage
 from ican_ml.fold import (
@@ -204,7 +204,8 @@ def _conclude(
         _log.info("found\n\n%s\n", section.text())
     _log.info("results on held-out episodes\n\n%s\n", results_table(results))
     _ask_one_patient(config, prepared, scores[0].rows, folder)
-    print(f"report: {folder.root / 'report.html'}")  # not into the log: the folder may tell of the machine
+    pages = ["report.html", PAGE] if config.discover else ["report.html"]
+    print("\n".join(f"report: {folder.root / page}" for page in pages))  # not into the log: it may tell of the machine
 
 
 def _ask_one_patient(config: RunConfig, prepared: Prepared, rows: npt.NDArray[np.int64], folder: RunFolder) -> None:

@@ -65,8 +65,13 @@ def attribute(
     """
     from tqdm import tqdm  # type: ignore[import-untyped]
 
+    learned = [parameter for parameter in network.parameters() if parameter.requires_grad]
     network.eval().requires_grad_(False)
-    parts = [_batch(network, schema, batch, task) for batch in tqdm(batches, disable=None, desc="attribution")]
+    try:
+        parts = [_batch(network, schema, batch, task) for batch in tqdm(batches, disable=None, desc="attribution")]
+    finally:
+        for parameter in learned:
+            parameter.requires_grad_(True)
     return Attribution(
         **{name: np.concatenate([getattr(part, name) for part in parts]) for name in Attribution.__dataclass_fields__}
     )
