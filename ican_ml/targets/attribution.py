@@ -3,7 +3,8 @@
 Sundararajan, Taly and Yan 2017, arXiv:1703.01365. The path leads from a patient without alterations, whose events are
 all of unknown codes and whose summary is the average, to the patient: values of features, of target genes and of the
 summary grow from zero, tokens from what all tokens of their kind share. Together the attributions are what the answer
-differs by between both ends (completeness); steps are doubled until that holds to 1%. What boosted trees add has no
+differs by between both ends (completeness). A trained network may turn sharply somewhere on the path: the piece of it
+on which gradient and answer disagree most is halved until completeness holds to 1%. What boosted trees add has no
 gradient: it is held as it is for the patient, and takes no part.
 
 Shapes: N patients, B of a batch, K tokens, T events, G genes, S summary columns.
@@ -28,7 +29,7 @@ from ican_ml.model.record import RecordEmbedding
 Batch = dict[str, Tensor]
 Float64 = npt.NDArray[np.float64]
 COMPLETE = 0.01
-_FEWEST, _MOST = 16, 256
+_NODES, _PIECES, _MOST = 4, 4, 64
 _LEAST = 1e-3  # of an answer's difference: relative to less, nothing is judged
 _POWER = 3  # nodes lie closer near the start of the path, where layer norms turn
 
@@ -77,18 +78,43 @@ def attribute(
     )
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Piece:
+    """A piece of the path: what each input adds on it, and by how much that misses the score's difference [B]."""
+
+    start: float
+    end: float
+    sums: dict[str, Tensor]
+    error: Tensor
+
+
 def _batch(network: PatientTransformer, schema: InputSchema, batch: Batch, task: int) -> Attribution:
     batch = _with_trees(network, batch)
-    start, end = (_score(network, batch, _at(schema, batch, at, grad=False), task).detach() for at in (0.0, 1.0))
-    difference = (end - start).double()
-    steps = _FEWEST
-    while True:
-        sums = _integrated(network, schema, batch, task, steps)
+    scores: dict[float, Tensor] = {}
+
+    def score(at: float) -> Tensor:
+        if at not in scores:
+            scores[at] = _score(network, batch, _at(schema, batch, at**_POWER, grad=False), task).detach().double()
+        return scores[at]
+
+    def piece(start: float, end: float) -> _Piece:
+        sums = _integrated(network, schema, batch, task, start, end)
         total = sum(_by_patient(name, values, batch) for name, values in sums.items())
-        error = (total - difference).abs() / difference.abs().clamp(min=_LEAST)
-        if bool((error <= COMPLETE).all()) or steps >= _MOST:
+        return _Piece(start=start, end=end, sums=sums, error=total - (score(end) - score(start)))
+
+    pieces = [piece(i / _PIECES, (i + 1) / _PIECES) for i in range(_PIECES)]
+    difference = score(1.0) - score(0.0)
+    scale = difference.abs().clamp(min=_LEAST)
+    while True:
+        error = torch.stack([each.error for each in pieces]).sum(0).abs() / scale
+        if bool((error <= COMPLETE).all()) or len(pieces) >= _MOST:
             break
-        steps *= 2
+        missed = error > COMPLETE
+        worst = max(pieces, key=lambda each: float((each.error.abs() / scale)[missed].max()))
+        pieces.remove(worst)
+        middle = (worst.start + worst.end) / 2
+        pieces += [piece(worst.start, middle), piece(middle, worst.end)]
+    sums = {name: torch.stack([each.sums[name] for each in pieces]).sum(0) for name in pieces[0].sums}
     gene = difference.new_zeros(len(difference), schema.n_genes)
     for name, values in sums.items():
         for row, ids, each in _by_gene(name, values, batch, schema):
@@ -103,13 +129,16 @@ def _batch(network: PatientTransformer, schema: InputSchema, batch: Batch, task:
 
 
 def _integrated(
-    network: PatientTransformer, schema: InputSchema, batch: Batch, task: int, steps: int
+    network: PatientTransformer, schema: InputSchema, batch: Batch, task: int, start: float, end: float
 ) -> dict[str, Tensor]:
-    """The integral of the gradient along the path, times its length: one tensor an input, summed by Gauss-Legendre."""
-    nodes, weights = np.polynomial.legendre.leggauss(steps)
-    t = (nodes + 1) / 2
+    """The integral of the gradient along a piece of the path, times the path's length: one tensor an input.
+
+    Gauss-Legendre. ``start`` and ``end`` are roots of places on the path.
+    """
+    nodes, weights = np.polynomial.legendre.leggauss(_NODES)
+    t = start + (nodes + 1) / 2 * (end - start)
     sums: dict[str, Tensor] = {}
-    for at, weight in zip(t**_POWER, weights / 2 * _POWER * t ** (_POWER - 1), strict=True):
+    for at, weight in zip(t**_POWER, weights / 2 * (end - start) * _POWER * t ** (_POWER - 1), strict=True):
         inputs = _at(schema, batch, float(at), grad=True)
         found = torch.autograd.grad(
             _score(network, batch, inputs, task).sum(), list(inputs.values()), allow_unused=True
@@ -117,11 +146,10 @@ def _integrated(
         for (name, _), gradient in zip(inputs.items(), found, strict=True):
             if gradient is not None:
                 sums[name] = sums.get(name, 0.0) + weight * gradient.double()
-    full = _at(schema, batch, 1.0, grad=False)
-    base = _at(schema, batch, 0.0, grad=False)
+    full, base = (_at(schema, batch, at, grad=False) for at in (1.0, 0.0))
     return {
-        name: sums.get(name, torch.zeros_like(end, dtype=torch.float64)) * (end - base[name]).double()
-        for name, end in full.items()
+        name: sums.get(name, torch.zeros_like(value, dtype=torch.float64)) * (value - base[name]).double()
+        for name, value in full.items()
     }
 
 

@@ -1,5 +1,7 @@
 """Integrated gradients: complete for every kind of outcome and path, and nothing for what a patient does not have."""
 
+from copy import deepcopy
+
 import numpy as np
 import pytest
 import torch
@@ -79,6 +81,28 @@ def test_each_patient_by_itself_is_the_same(
     np.testing.assert_allclose(apart.gene, together.gene, atol=1e-5)
 
 
+def test_a_sharp_turn_of_the_answer_does_not_break_it(
+    sim_network: PatientTransformer,
+    sim_schema: InputSchema,
+    batch: dict[str, torch.Tensor],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    network = deepcopy(sim_network)
+    with torch.no_grad():
+        for member in network.members:
+            for head in member.heads.values():
+                head[0].weight.mul_(30)
+    places: list[float] = []
+    original = attribution._integrated
+    monkeypatch.setattr(
+        attribution,
+        "_integrated",
+        lambda *given: (places.append(given[4]), original(*given))[1],  # type: ignore[arg-type]
+    )
+    assert attribute(network, sim_schema, [batch]).error.max() <= COMPLETE
+    assert len(places) > attribution._PIECES  # it had to look closer somewhere
+
+
 def test_what_misses_its_mark_says_so(
     sim_network: PatientTransformer,
     sim_schema: InputSchema,
@@ -90,6 +114,6 @@ def test_what_misses_its_mark_says_so(
     def halved(*arguments: object) -> dict[str, torch.Tensor]:
         return {name: values / 2 for name, values in original(*arguments).items()}  # type: ignore[arg-type]
 
-    monkeypatch.setattr(attribution, "_MOST", 16)
+    monkeypatch.setattr(attribution, "_MOST", 6)
     monkeypatch.setattr(attribution, "_integrated", halved)
     assert attribute(sim_network, sim_schema, [batch]).error.min() > 0.4
