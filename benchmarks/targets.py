@@ -43,8 +43,8 @@ from ican_ml.targets.association import associate
 from ican_ml.targets.attribution import attribute
 from ican_ml.targets.discover import discover
 from ican_ml.targets.observations import Observations
-from ican_ml.targets.profiles import likeness, shared_target
-from ican_ml.targets.ranking import combined
+from ican_ml.targets.profiles import shared_target
+from ican_ml.targets.ranking import combined, ranks
 from ican_ml.training.outcomes import read_outcomes
 
 SEEDS, SUBJECTS, NULLS, NULL_SUBJECTS, LEVEL = (7, 8, 9), 10_000, 50, 3_000, 0.1
@@ -253,14 +253,14 @@ def _attributed(config: RunConfig, prepared: Prepared, observed: Observations, f
 
 def _hidden(observed: Observations, table: pl.DataFrame) -> pl.DataFrame:
     """The table with each drug's rank made anew without what drugs that share a target with it tell."""
-    alike = likeness(observed.benefit[observed.row], observed.patient[observed.row], observed.name, len(observed.names))
+    alike = observed.likeness()
     parts = []
     for part in table.sort("gene").partition_by("drug"):
         d = observed.names.index(part["drug"][0])
         own = set(observed.listed[d])
         shared = shared_target(alike, [() if own & set(each) else each for each in observed.listed], len(part))[0][d]
         together = combined(np.stack([part["z"].to_numpy(), shared]))
-        parts.append(part.with_columns(pl.Series("rank", np.argsort(np.argsort(-together, kind="stable")) + 1)))
+        parts.append(part.with_columns(pl.Series("rank", ranks(together))))
     return pl.concat(parts)
 
 

@@ -23,10 +23,9 @@ from targets import EPOCHS, SEEDS, SUBJECTS, run_on, simulated_cohort
 
 from ican_ml.discovery import cross_fitted_inhibition
 from ican_ml.fold import encode_fold
-from ican_ml.inputs.encode import OmicsRows
 from ican_ml.release import load_fitted
 from ican_ml.targets.alteration import alter
-from ican_ml.targets.asking import as_batch, own_regimen
+from ican_ml.targets.asking import as_batch, omics_of, own_regimen
 from ican_ml.targets.attribution import COMPLETE, attribute
 from ican_ml.targets.inhibition import virtual_inhibition
 
@@ -65,8 +64,7 @@ def speed() -> dict[str, Any]:
     arrays = own_regimen(fold.encoded, patient, slot)
     pieces = np.array_split(np.arange(ASKED), 13)
     batches = [as_batch(own_regimen(fold.encoded, patient[piece], slot[piece])) for piece in pieces]
-    measured = fold.encoded.modalities.items()
-    omics = {name: OmicsRows(matrix=m.matrix.take(patient), panel=m.panel[patient]) for name, m in measured}
+    omics = omics_of(fold.encoded, patient)
     regimens = [fold.states.patients.regimens[p][s] for p, s in zip(patient.tolist(), slot.tolist(), strict=True)]
     count = np.bincount(omics["mutation"].matrix.indices, minlength=len(schema.modalities[0].genes))
     carried = {m.name: m.genes for m in schema.modalities}["mutation"]

@@ -17,30 +17,27 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 import polars as pl
-import torch
 
 from ican_ml.cohort.cohort import Cohort
 from ican_ml.cohort.split import Split
 from ican_ml.config import RunConfig
-from ican_ml.evaluation.baselines import BaselineConfig, fit_baselines
 from ican_ml.evaluation.bootstrap import Interval
-from ican_ml.evaluation.design import Design
 from ican_ml.evaluation.outcome import Outcome
 from ican_ml.fitting import fit_stage
-from ican_ml.fold import Fold, Prepared, encode_fold
-from ican_ml.inputs.encode import OmicsRows
+from ican_ml.fold import Fold, Prepared, encode_fold, fit_on
 from ican_ml.inputs.schema import InputSchema
 from ican_ml.model.patient_transformer import PatientTransformer
 from ican_ml.release import load_fitted
 from ican_ml.results import MODEL, Scores, evaluate_scores
 from ican_ml.run_folder import RunFolder, Stage
 from ican_ml.targets.alteration import CHANGES, alter
-from ican_ml.targets.asking import as_batch, device_of, own_regimen
+from ican_ml.targets.asking import as_batch, device_of, omics_of, own_regimen
 from ican_ml.targets.attribution import COMPLETE, attribute
+from ican_ml.targets.config import By
 from ican_ml.targets.discover import discover
 from ican_ml.targets.inhibition import Inhibition, virtual_inhibition
 from ican_ml.targets.lists import with_lists
-from ican_ml.targets.observations import By, Observations
+from ican_ml.targets.observations import Observations
 from ican_ml.targets.page import Page, write_page
 from ican_ml.targets.panel import Marker, choose_panel, panel_columns
 from ican_ml.training.design import baseline_design
@@ -60,7 +57,7 @@ def observations(config: RunConfig, prepared: Prepared) -> Observations:
     ValueError
         If the cohort has no omics, or no drug with enough episodes.
     """
-    return Observations.of(_cohort(prepared), _outcome(prepared), by=_by(config)).check()
+    return Observations.of(_cohort(prepared), _outcome(prepared), by=config.targets.choice).check()
 
 
 def discover_targets(
@@ -77,11 +74,20 @@ def discover_targets(
     inhibition = cross_fitted_inhibition(config, prepared, observed, folder) if crossed else None
     table = discover(observed, permutations=settings.permutations, seed=config.seed, inhibition=inhibition)
     genes = table.sort("q", "rank", nulls_last=True)["gene"].unique(maintain_order=True)[: settings.genes].to_list()
-    table = table.join(_network_lines(config, prepared, observed, fitted, genes), on=[observed.by, "gene"], how="left")
+    drawn = _drawn(config, prepared, observed)
+    markers = Observations.of(_cohort(prepared), _outcome(prepared), by=_panel_by(prepared))
+    explained, compared = [], []
+    for scored in scores:
+        network, schema = _network(config, fitted[scored.name])
+        fold = encode_fold(config, prepared, schema)
+        explained.append(_explain(network, fold, drawn[scored.name], observed, genes))
+        compared.append(_with_panel(config, prepared, markers, fold, scored))
+    lines = _network_lines(observed, np.concatenate(list(drawn.values())), explained, genes)
+    table = table.join(lines, on=[observed.by, "gene"], how="left")
     table = with_lists(table, settings.lists)
     table.write_parquet(folder.root / TABLE)
     panel = _panel_of(config, prepared, np.arange(len(prepared.episodes)))
-    worth = _panel_worth(config, prepared, fitted, scores)
+    worth = _panel_worth(config, prepared, compared)
     page = Page(title=config.name, table=table, observed=observed, level=settings.level, panel=panel, worth=worth)
     said = write_page(folder.root / PAGE, page)
     _log.info("targets\n\n%s\n", said)
@@ -139,31 +145,45 @@ def _hide(prepared: Prepared, hidden: set[str]) -> Split:
     return Split(**{name: np.flatnonzero(rows).astype(np.int64) for name, rows in parts.items()})
 
 
-def _network_lines(
-    config: RunConfig, prepared: Prepared, observed: Observations, fitted: Mapping[str, Stage], genes: Sequence[str]
-) -> pl.DataFrame:
-    """Attribution and alteration, by drug and gene, of held-out episodes under the run's own networks."""
-    drawn = _drawn(config, prepared, observed)
-    gradients: list[Float64] = []
-    changes: list[Float64] = []
-    worst = 0.0
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Explained:
+    """Of N episodes: absolute integrated gradients [N, G] (NaN: unknown gene), their error [N], changes [N, g, C]."""
+
+    gradient: Float64
+    error: Float64
+    change: npt.NDArray[np.float32]
+
+
+def _explain(
+    network: PatientTransformer, fold: Fold, rows: Int64, observed: Observations, genes: Sequence[str]
+) -> _Explained:
+    """Attribution and alteration of some episodes under a network; of alteration, ``genes`` alone."""
+    states, schema = fold.states, fold.schema
+    patient, slot = states.patient[rows], states.slot[rows]
+    pieces = [slice(start, start + _BATCH) for start in range(0, len(rows), _BATCH)]
+    device = device_of(network)
+    batches = [as_batch(own_regimen(fold.encoded, patient[piece], slot[piece]), device) for piece in pieces]
+    found = attribute(network, schema, batches)
     place = {gene: g for g, gene in enumerate(observed.genes)}
-    for name, rows in drawn.items():
-        network, schema = _network(config, fitted[name])
-        fold = encode_fold(config, prepared, schema)
-        found = _explain(network, fold, rows, genes)
-        known = [gene for gene in schema.genes if gene in place]
-        by_gene = np.full((len(rows), len(observed.genes)), np.nan)
-        by_gene[:, [place[gene] for gene in known]] = np.abs(
-            found.gradient[:, [schema.gene_id[gene] for gene in known]]
-        )
-        gradients.append(by_gene)
-        changes.append(np.stack([found.change[change] for change in CHANGES], axis=-1))
-        worst = max(worst, float(found.error.max(initial=0.0)))
+    known = [gene for gene in schema.genes if gene in place]
+    gradient = np.full((len(rows), len(observed.genes)), np.nan)
+    gradient[:, [place[gene] for gene in known]] = np.abs(found.gene[:, [schema.gene_id[gene] for gene in known]])
+    regimens = [states.patients.regimens[p][s] for p, s in zip(patient.tolist(), slot.tolist(), strict=True)]
+    arrays, omics = own_regimen(fold.encoded, patient, slot), omics_of(fold.encoded, patient)
+    change = alter(network, schema, arrays, omics, regimens, genes)
+    return _Explained(
+        gradient=gradient, error=found.error, change=np.stack([change[name] for name in CHANGES], axis=-1)
+    )
+
+
+def _network_lines(
+    observed: Observations, rows: Int64, explained: Sequence[_Explained], genes: Sequence[str]
+) -> pl.DataFrame:
+    """Attribution and alteration by drug and gene: means over the explained episodes, ``rows``, with the drug."""
+    worst = max(float(each.error.max(initial=0.0)) for each in explained)
     if worst > COMPLETE:
         _log.warning("attribution: complete to %.1f%% in the worst patient, wanted %.0f%%", 100 * worst, 100 * COMPLETE)
-    rows = np.concatenate(list(drawn.values()))
-    gradient, change = np.concatenate(gradients), np.concatenate(changes)
+    gradient, change = (np.concatenate([getattr(each, name) for each in explained]) for name in ("gradient", "change"))
     parts = []
     for d in observed.often:
         under = np.isin(rows, observed.rows(d))
@@ -178,33 +198,6 @@ def _network_lines(
     return pl.concat(parts) if parts else pl.DataFrame(schema=empty)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Explained:
-    """Of N episodes: integrated gradients [N, schema's genes] with their error [N], and changes [N, G]."""
-
-    gradient: Float64
-    error: Float64
-    change: Mapping[str, npt.NDArray[np.float32]]
-
-
-def _explain(network: PatientTransformer, fold: Fold, rows: Int64, genes: Sequence[str]) -> _Explained:
-    """Attribution and alteration of some episodes under a network."""
-    states, schema = fold.states, fold.schema
-    patient, slot = states.patient[rows], states.slot[rows]
-    pieces = [slice(start, start + _BATCH) for start in range(0, len(rows), _BATCH)]
-    device = device_of(network)
-    batches = [as_batch(own_regimen(fold.encoded, patient[piece], slot[piece]), device) for piece in pieces]
-    found = attribute(network, schema, batches)
-    omics = {
-        name: OmicsRows(matrix=m.matrix.take(patient), panel=m.panel[patient])
-        for name, m in fold.encoded.modalities.items()
-    }
-    regimens = [states.patients.regimens[p][s] for p, s in zip(patient.tolist(), slot.tolist(), strict=True)]
-    arrays = own_regimen(fold.encoded, patient, slot)
-    change = alter(network, schema, arrays, omics, regimens, genes)
-    return _Explained(gradient=found.gene, error=found.error, change=change)
-
-
 def _drawn(config: RunConfig, prepared: Prepared, observed: Observations) -> dict[str, Int64]:
     """By fold, held-out labelled episodes, as many in all as are wanted."""
     rng = np.random.default_rng([config.seed, 4])
@@ -216,31 +209,30 @@ def _drawn(config: RunConfig, prepared: Prepared, observed: Observations) -> dic
     return found
 
 
-def _panel_worth(
-    config: RunConfig,
-    prepared: Prepared,
-    fitted: Mapping[str, Stage],
-    scores: Sequence[Scores],
-) -> dict[str, dict[str, Interval]]:
-    """The panel beside regimen and indication alone and beside the full model, on the same held-out episodes."""
+def _with_panel(config: RunConfig, prepared: Prepared, markers: Observations, fold: Fold, scored: Scores) -> Scores:
+    """The model's scores of a fold, beside those of a panel and of regimen and indication alone."""
+    task, split = config.task.outcomes[0].name, prepared.splits[scored.name]
+    panel = _panel_of(config, prepared, np.concatenate([split.train, split.tuning]))
+    design = baseline_design(fold.schema, fold.encoded, fold.states, prepared.episodes)
+    columns = panel_columns(markers, np.arange(len(prepared.episodes)), panel)
+    arrays = {}
+    for name, summary in (("panel", columns), ("regimen and indication", columns[:, :0])):
+        seen = replace(design, omics={}, summary=summary)
+        arrays[f"{task}/{name}"] = fit_on(config, seen, prepared.outcomes[task], split, ("ridge",))["ridge"]
+    arrays[f"{task}/{MODEL}"] = scored.arrays[f"{task}/{MODEL}"]
+    return replace(scored, arrays=arrays, calibration={})
+
+
+def _panel_worth(config: RunConfig, prepared: Prepared, compared: Sequence[Scores]) -> dict[str, dict[str, Interval]]:
+    """By scorer, its metrics on the held-out episodes of all folds."""
     task = config.task.outcomes[0].name
-    outcome, every = prepared.outcomes[task], np.arange(len(prepared.episodes))
-    observed = Observations.of(_cohort(prepared), outcome, by=_panel_by(prepared))
-    compared = []
-    for fold in scores:
-        split = prepared.splits[fold.name]
-        panel = _panel_of(config, prepared, np.concatenate([split.train, split.tuning]))
-        encoded = encode_fold(config, prepared, load_fitted(fitted[fold.name].folder)[1])
-        design = baseline_design(encoded.schema, encoded.encoded, encoded.states, prepared.episodes)
-        columns = panel_columns(observed, every, panel)
-        arrays = {
-            f"{task}/{name}": _ridge(config, replace(design, omics={}, summary=summary), outcome, split)
-            for name, summary in (("panel", columns), ("regimen and indication", columns[:, :0]))
-        }
-        arrays[f"{task}/{MODEL}"] = fold.arrays[f"{task}/{MODEL}"]
-        compared.append(replace(fold, arrays=arrays, calibration={}))
     found = evaluate_scores(
-        task, outcome, prepared.episodes, compared, replicates=config.evaluation.replicates, seed=config.seed
+        task,
+        prepared.outcomes[task],
+        prepared.episodes,
+        compared,
+        replicates=config.evaluation.replicates,
+        seed=config.seed,
     )
     return {scorer: dict(metrics.overall.metrics) for scorer, metrics in found.pooled.items()}
 
@@ -254,30 +246,12 @@ def _panel_of(config: RunConfig, prepared: Prepared, rows: Int64) -> tuple[Marke
     return choose_panel(Observations.of(_cohort(prepared), masked, by=_panel_by(prepared)), rows, seed=config.seed)
 
 
-def _ridge(config: RunConfig, design: Design, outcome: Outcome, split: Split) -> Float64:
-    scores = fit_baselines(
-        design,
-        outcome,
-        split.train,
-        split.tuning,
-        split.held_out,
-        seed=config.seed,
-        threads=torch.get_num_threads(),
-        config=BaselineConfig(names=("ridge",)),
-    )
-    return scores["ridge"]
-
-
 def _cohort(prepared: Prepared) -> Cohort:
     return replace(prepared.cohort, episodes=prepared.episodes)
 
 
 def _outcome(prepared: Prepared) -> Outcome:
     return next(iter(prepared.outcomes.values()))
-
-
-def _by(config: RunConfig) -> By:
-    return "class" if config.targets.by == "class" else "drug"
 
 
 def _panel_by(prepared: Prepared) -> By:

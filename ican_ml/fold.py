@@ -20,6 +20,7 @@ from ican_ml.cohort.cohort import Cohort, clocks_of
 from ican_ml.cohort.split import Split
 from ican_ml.config import RunConfig
 from ican_ml.evaluation.baselines import BASELINES, BaselineConfig, fit_baselines
+from ican_ml.evaluation.design import Design
 from ican_ml.evaluation.outcome import Outcome
 from ican_ml.inputs.answer import Float64, summarise
 from ican_ml.inputs.assemble import CohortStates, assemble
@@ -225,16 +226,20 @@ def baseline_scores(
 ) -> dict[str, dict[str, Float64]]:
     """By task and baseline, scores of the held-out episodes from what the network sees; fitted on the other ones."""
     design = baseline_design(fold.schema, fold.encoded, fold.states, prepared.episodes)
-    return {
-        name: fit_baselines(
-            design,
-            outcome,
-            split.train,
-            split.tuning,
-            split.held_out,
-            seed=config.seed,
-            threads=torch.get_num_threads(),
-            config=BaselineConfig(names=names),
-        )
-        for name, outcome in prepared.outcomes.items()
-    }
+    return {name: fit_on(config, design, outcome, split, names) for name, outcome in prepared.outcomes.items()}
+
+
+def fit_on(
+    config: RunConfig, design: Design, outcome: Outcome, split: Split, names: tuple[str, ...] = BASELINES
+) -> dict[str, Float64]:
+    """By baseline, scores of the held-out episodes of one outcome from a design, fitted on the other episodes."""
+    return fit_baselines(
+        design,
+        outcome,
+        split.train,
+        split.tuning,
+        split.held_out,
+        seed=config.seed,
+        threads=torch.get_num_threads(),
+        config=BaselineConfig(names=names),
+    )

@@ -69,10 +69,8 @@ def run(config: RunConfig) -> Path:
     prepared = prepare(config)
     folder.write_origin(prepared.data_hash)
     observed = observations(config, prepared) if config.discover else None
-    fitted = [fit_stage(config, prepared, folder, name) for name in prepared.splits]
-    scores = [
-        _score_fold(config, prepared, folder, name, stage) for name, stage in zip(prepared.splits, fitted, strict=True)
-    ]
+    fitted = {name: fit_stage(config, prepared, folder, name) for name in prepared.splits}
+    scores = [_score_fold(config, prepared, folder, name, stage) for name, stage in fitted.items()]
     results = [
         evaluate_scores(
             name, outcome, prepared.episodes, scores, replicates=config.evaluation.replicates, seed=config.seed
@@ -80,9 +78,8 @@ def run(config: RunConfig) -> Path:
         for name, outcome in prepared.outcomes.items()
     ]
     if observed is not None:
-        stages = dict(zip(prepared.splits, fitted, strict=True))
-        discover_targets(config, prepared, observed, stages, scores, folder)
-    difference = _export(config, prepared, folder, fitted[0], results)
+        discover_targets(config, prepared, observed, fitted, scores, folder)
+    difference = _export(config, prepared, folder, next(iter(fitted.values())), results)
     audit = _audit(config, prepared, scores, folder)
     _conclude(config, prepared, scores, results, audit, folder, difference)
     return folder.root

@@ -75,7 +75,7 @@ def _of_cohort(parsed: argparse.Namespace, settings: TargetsConfig) -> None:
     cohort = read_cohort(parsed.source, task=parsed.task)
     chosen = choose_outcome(cohort.episodes, parsed.outcome, None)
     outcome = read_outcomes(cohort.episodes, {chosen.name: chosen.kind.value})[chosen.name]
-    observed = Observations.of(cohort, outcome, by="class" if settings.by == "class" else "drug")
+    observed = Observations.of(cohort, outcome, by=settings.choice)
     table = with_lists(discover(observed, permutations=settings.permutations, seed=parsed.seed), settings.lists)
     table.write_parquet(out)
     page = Page(title=f"{cohort.name}, {chosen.name}", table=table, observed=observed, level=settings.level)

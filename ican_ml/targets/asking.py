@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 
 from ican_ml.inputs.answer import summarise
-from ican_ml.inputs.encode import Arrays, EncodedPatients, collate
+from ican_ml.inputs.encode import Arrays, EncodedPatients, OmicsRows, collate
 from ican_ml.inputs.regimens import Regimen, collate_regimens, encode_regimens
 from ican_ml.inputs.schema import InputSchema
 from ican_ml.model.patient_transformer import PatientTransformer
@@ -24,7 +24,7 @@ Int64 = npt.NDArray[np.int64]
 
 def regimens_for_all(schema: InputSchema, encoded: EncodedPatients, rows: Int64, regimens: Sequence[Regimen]) -> Arrays:
     """Network inputs of some patients, each asked about the same regimens."""
-    measured = {name: (m.matrix.take(rows), m.panel[rows]) for name, m in encoded.modalities.items()}
+    measured = {name: (each.matrix, each.panel) for name, each in omics_of(encoded, rows).items()}
     asked = encode_regimens(schema, [regimens] * len(rows), measured)
     return _patients(encoded, rows) | collate_regimens(asked, np.arange(len(rows)))
 
@@ -39,6 +39,11 @@ def own_regimen(encoded: EncodedPatients, patient: Int64, slot: Int64) -> Arrays
         state_known=known.state_known[patient],
     )
     return _patients(encoded, patient) | collate_regimens(asked, np.arange(len(patient)))
+
+
+def omics_of(encoded: EncodedPatients, rows: Int64) -> dict[str, OmicsRows]:
+    """Raw values of some patients, by modality."""
+    return {name: OmicsRows(matrix=m.matrix.take(rows), panel=m.panel[rows]) for name, m in encoded.modalities.items()}
 
 
 def benefit(network: PatientTransformer, arrays: Arrays, task: int) -> Float64:

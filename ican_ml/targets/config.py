@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, cast, get_args
+
+By = Literal["drug", "class"]
 
 
 @dataclass(kw_only=True, slots=True)
@@ -34,7 +37,7 @@ class TargetsConfig:
     lists: str | None = None
 
     def __post_init__(self) -> None:
-        if self.by not in ("drug", "class"):
+        if self.by not in get_args(By):
             raise ValueError(f"targets.by: expected drug or class, got {self.by!r}")
         if self.networks < 0 or self.networks == 1:
             raise ValueError(f"targets.networks: expected 0 or at least 2, got {self.networks}")
@@ -43,3 +46,8 @@ class TargetsConfig:
                 raise ValueError(f"targets.{name}: expected at least 1, got {getattr(self, name)}")
         if not 0 < self.level < 1:
             raise ValueError(f"targets.level: expected a rate between 0 and 1, got {self.level}")
+
+    @property
+    def choice(self) -> By:
+        """The checked ``by``."""
+        return cast("By", self.by)

@@ -38,8 +38,8 @@ from ican_ml.targets.association import Association, associate
 from ican_ml.targets.elsewhere import Sums, interaction
 from ican_ml.targets.inhibition import Inhibition
 from ican_ml.targets.observations import Observations
-from ican_ml.targets.profiles import likeness, shared_target
-from ican_ml.targets.ranking import benjamini_hochberg, combined, in_spreads
+from ican_ml.targets.profiles import shared_target
+from ican_ml.targets.ranking import benjamini_hochberg, combined, in_spreads, ranks
 
 Float64 = npt.NDArray[np.float64]
 Float32 = npt.NDArray[np.float32]
@@ -93,8 +93,7 @@ def discover(
         return Sums.over(of, observed.values, observed.samples, observed.stratum, rows, n_strata)
 
     overall, levels = (sums(of, np.flatnonzero(np.isfinite(of))) for of in (observed.benefit, observed.level))
-    alike = _likeness(observed)
-    shared, nearest = shared_target(alike, observed.listed, n_genes)
+    shared, nearest = shared_target(observed.likeness(), observed.listed, n_genes)
     parts = []
     for d in tqdm(observed.often, disable=None, unit=observed.by, desc="targets"):
         rows = observed.rows(d)
@@ -110,12 +109,11 @@ def discover(
             lines.append(line.z)
             halves += in_spreads(line.halves)
             virtual = [pl.Series("inhibition", line.z), pl.Series("inhibition_p", line.p)]
-        first = np.argsort(np.argsort(-halves, axis=1, kind="stable"), axis=1) < FIRST
-        together = combined(np.stack(lines))
+        first = ranks(halves) <= FIRST
         parts.append(
             pl.DataFrame({observed.by: [observed.names[d]] * n_genes, "gene": observed.genes}).with_columns(
                 pl.lit(len(rows)).alias("episodes"),
-                pl.Series("rank", np.argsort(np.argsort(-together, kind="stable")).astype(np.int32) + 1),
+                pl.Series("rank", ranks(combined(np.stack(lines)))),
                 pl.Series("stability", first.mean(0)),
                 *_columns(found, own, overall.without(own), observed),
                 pl.Series("likeness", shared[d]),
@@ -125,10 +123,6 @@ def discover(
             )
         )
     return _with_rates(pl.concat(parts), levels.z(), observed)
-
-
-def _likeness(observed: Observations) -> Float64:
-    return likeness(observed.benefit[observed.row], observed.patient[observed.row], observed.name, len(observed.names))
 
 
 def _columns(found: Association, own: Sums, others: Sums, observed: Observations) -> list[pl.Series]:

@@ -6,7 +6,6 @@ Shapes: E episodes, K labelled pairs of an episode and a drug of its regimen (or
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -17,11 +16,12 @@ from ican_ml.cohort.omics import latest_samples
 from ican_ml.evaluation.outcome import Outcome
 from ican_ml.targets.association import MIN_EPISODES, GeneValues
 from ican_ml.targets.benefit import residual_benefit
+from ican_ml.targets.config import By
+from ican_ml.targets.profiles import likeness
 
 Float64 = npt.NDArray[np.float64]
 Float32 = npt.NDArray[np.float32]
 Int64 = npt.NDArray[np.int64]
-By = Literal["drug", "class"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -136,6 +136,10 @@ class Observations:
         """The labelled episodes of a drug or class."""
         found: Int64 = self.row[self.name == name]
         return found
+
+    def likeness(self) -> Float64:
+        """[names, names]: see :func:`ican_ml.targets.profiles.likeness`."""
+        return likeness(self.benefit[self.row], self.patient[self.row], self.name, len(self.names))
 
     def strata(self, rows: Int64) -> Int64:
         """Strata of some episodes, numbered anew from 0."""

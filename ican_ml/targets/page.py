@@ -6,7 +6,7 @@ What leaves the environment with it are aggregates: no subject, and no curve ove
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -62,7 +62,7 @@ def write_page(path: Path, page: Page) -> str:
     sections = [*found_sections(page.table, page.level), *([agreement] if agreement.rows else [])]
     if page.worth is not None:
         sections += _panel_sections(page)
-    sections[0] = _with(sections[0], [_volcano(page.table, page.level)])
+    sections[0] = replace(sections[0], charts=[_volcano(page.table, page.level)])
     curves = _effects(page)
     shown = [*sections, Section(title="Effect by patient", notes=[_EFFECT_NOTE], charts=curves)] if curves else sections
     write_report(path, Report(title=f"{page.title}: targets and biomarkers", description=_ABOUT, sections=shown))
@@ -105,10 +105,6 @@ def _row(row: Mapping[str, object], by: str, level: float) -> dict[str, Cell]:
         "Target": "listed" if row["known"] else "-",
     }
     return found | ({"Lists": str(row["lists"] or "-")} if "lists" in row else {})
-
-
-def _with(section: Section, charts: Sequence[Chart]) -> Section:
-    return Section(title=section.title, rows=section.rows, notes=section.notes, charts=charts)
 
 
 def _volcano(table: pl.DataFrame, level: float) -> Chart:

@@ -26,6 +26,11 @@ def combined(lines: npt.NDArray[np.floating]) -> Float64:
     return found
 
 
+def ranks(score: npt.NDArray[np.floating]) -> npt.NDArray[np.int32]:
+    """Along the last axis, 1 for the highest score; ties in order."""
+    return (np.argsort(np.argsort(-score, axis=-1, kind="stable"), axis=-1) + 1).astype(np.int32)
+
+
 def benjamini_hochberg(p: Float64, counted: npt.NDArray[np.bool_] | None = None) -> Float64:
     """q-values of the p-values that are counted as discoveries (all), of as many tests as there are p-values; else NaN.
 

@@ -9,7 +9,7 @@ from ican_ml.inputs.encode import EncodedPatients, OmicsRows
 from ican_ml.inputs.schema import InputSchema, ModalitySchema
 from ican_ml.model.patient_transformer import PatientTransformer
 from ican_ml.targets.alteration import CHANGES, Change, alter, altered_rows
-from ican_ml.targets.asking import own_regimen
+from ican_ml.targets.asking import omics_of, own_regimen
 
 VALUES = np.array([[1.0, 0.0, 2.0], [0.0, 0.0, 3.0], [0.0, 0.0, 0.0]], np.float32)
 
@@ -70,10 +70,7 @@ def test_who_does_not_carry_a_gene_changes_by_exactly_nothing(
     sim_network: PatientTransformer, sim_schema: InputSchema, sim_encoded: EncodedPatients, sim_states: CohortStates
 ) -> None:
     patient, slot = np.arange(40), np.zeros(40, np.int64)
-    omics = {
-        name: OmicsRows(matrix=m.matrix.take(patient), panel=m.panel[patient])
-        for name, m in sim_encoded.modalities.items()
-    }
+    omics = omics_of(sim_encoded, patient)
     regimens = [sim_states.patients.regimens[p][0] for p in patient]
     genes = ["KRAS", "EGFR", *sim_schema.modalities[0].genes[:6]]
     found = alter(sim_network, sim_schema, own_regimen(sim_encoded, patient, slot), omics, regimens, genes)
