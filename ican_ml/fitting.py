@@ -24,6 +24,7 @@ from ican_ml.fold import Prepared, fit_fold, indication_of, with_further
 from ican_ml.release import EARLIER, MODEL_FILE, NETWORK_FILE, SCHEMA_FILE, load_fitted
 from ican_ml.run_folder import RESULT, RunFolder, Stage, stage_key
 from ican_ml.training.applicability import fit_embedding
+from ican_ml.training.distributed import Ranks
 from ican_ml.training.loggers import close_loggers, run_loggers
 from ican_ml.training.loop import fit
 
@@ -71,7 +72,8 @@ def fit_key(config: RunConfig, prepared: Prepared, name: str, *parts: str) -> st
     return stage_key(used, *of, prepared.data_hash, name, ican_ml.__version__)
 
 
-def fit_stage(config: RunConfig, prepared: Prepared, folder: RunFolder, name: str) -> Stage:
+def fit_stage(config: RunConfig, prepared: Prepared, folder: RunFolder, name: str, ranks: Ranks | None = None) -> Stage:
+    """The fit of one fold, done now or before; ``ranks`` train with this process."""
     stage = folder.stage(f"{name}/fit", fit_key(config, prepared, name, "model", "training", "trainer"))
     if stage.is_done:
         _log.info("%s: already fitted", name)
@@ -113,6 +115,7 @@ def fit_stage(config: RunConfig, prepared: Prepared, folder: RunFolder, name: st
         seed=config.seed,
         subject=fold.states.subject_id,
         earlier=earlier,
+        ranks=ranks,
         curve_file=folder.root / "logs" / f"{name}.csv",
         loggers=run_loggers(config.logger, folder.root, name),
     )

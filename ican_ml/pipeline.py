@@ -52,6 +52,9 @@ from ican_ml.results import (
     write_run_report,
 )
 from ican_ml.run_folder import RunFolder, Stage, data_hash, stage_key
+from ican_ml.stopping import stoppable
+from ican_ml.training.deep import dismiss, follow
+from ican_ml.training.distributed import Ranks, started_outside, together
 from ican_ml.training.resistance import Resistance
 
 _log = logging.getLogger(__name__)
@@ -59,9 +62,22 @@ Int64 = npt.NDArray[np.int64]
 
 
 def run(config: RunConfig) -> Path:
-    """Run everything that is not done yet; returns the run's folder."""
+    """Run everything that is not done yet, in all processes of the run; returns its folder.
+
+    A signal to stop ends it with its state saved; under SLURM, SIGUSR1 also puts the job back into the queue.
+    """
     if config.trainer.accelerator in ("cuda", "gpu") and not torch.cuda.is_available():
         raise ValueError("trainer.accelerator: expected a GPU that torch can use, found none; set trainer=cpu")
+    _refuse_processes_in_multirun(config)
+    with together(config.trainer, json.dumps(asdict(config), default=str)) as ranks, stoppable(ranks):
+        if ranks.rank:
+            follow(ranks)
+        else:
+            _run(config, ranks)
+    return Path(config.runs) / config.name
+
+
+def _run(config: RunConfig, ranks: Ranks) -> None:
     folder = RunFolder(Path(config.runs) / config.name)
     _log_to(folder.root / "log.txt")
     torch.set_num_threads(config.trainer.threads or torch.get_num_threads())
@@ -69,7 +85,8 @@ def run(config: RunConfig) -> Path:
     prepared = prepare(config)
     folder.write_origin(prepared.data_hash)
     observed = observations(config, prepared) if config.discover else None
-    fitted = {name: fit_stage(config, prepared, folder, name) for name in prepared.splits}
+    fitted = {name: fit_stage(config, prepared, folder, name, ranks) for name in prepared.splits}
+    dismiss(ranks)
     scores = [_score_fold(config, prepared, folder, name, stage) for name, stage in fitted.items()]
     results = [
         evaluate_scores(
@@ -82,7 +99,18 @@ def run(config: RunConfig) -> Path:
     difference = _export(config, prepared, folder, next(iter(fitted.values())), results)
     audit = _audit(config, prepared, scores, folder)
     _conclude(config, prepared, scores, results, audit, folder, difference)
-    return folder.root
+
+
+def _refuse_processes_in_multirun(config: RunConfig) -> None:
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    asked = config.trainer.devices * config.trainer.nodes
+    if asked > 1 and HydraConfig.initialized() and HydraConfig.get().mode is RunMode.MULTIRUN and not started_outside():
+        raise ValueError(
+            f"trainer.devices: expected one process a trial in a multirun (-m), got {asked}; leave trainer.devices=1 "
+            "and start several workers, or give each trial its processes with launcher=slurm"
+        )
 
 
 def _score_fold(config: RunConfig, prepared: Prepared, folder: RunFolder, name: str, fitted: Stage) -> Scores:

@@ -34,7 +34,7 @@ ROOMS = (
     ("config", "results", "run_folder"),
     ("fold", "transfer"),
     ("audit", "prepare", "release"),
-    ("fitting",),
+    ("fitting", "stopping"),
     ("discovery",),
     ("pipeline",),
     ("reproduce",),

@@ -100,6 +100,10 @@ class Loader(Protocol):
 
     def batch(self, rows: Int64) -> dict[str, npt.NDArray[Any]]: ...
 
+    def lengths(self) -> Int64:
+        """How many events each row has, at most."""
+        ...
+
 
 class StoredRecord(Loader, Protocol):
     """A loader that also gives the whole record of all rows, some rows at a time."""
@@ -137,6 +141,10 @@ class _Events:
         known = (batch["code"] > 0) & (self.age[rows] > 0)[:, None]
         return batch | {"age": np.where(known, age, np.float32(0)).astype(np.float32)}
 
+    def lengths(self) -> Int64:
+        """As a `Loader` gives them."""
+        return np.diff(self.offsets)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EncodedPatients:
@@ -152,6 +160,13 @@ class EncodedPatients:
     def n_rows(self) -> int:
         """Number of patients."""
         return len(self.summary)
+
+    def n_tokens(self) -> Int64:
+        """int64 [N]: features and events of each patient that become tokens, at most."""
+        found = self.events.lengths()
+        for modality in self.modalities.values():
+            found = found + (modality.tokens > 0).sum(1)
+        return found
 
 
 def encode(

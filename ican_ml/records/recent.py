@@ -153,6 +153,14 @@ class RecordLoader:
         found = self._gather(self.coded.events, self._known, rows, *self._limits, self.coded.n_ids)
         return dict(zip(("code", "value", "has_value", "gap", "age"), found, strict=True))
 
+    def lengths(self) -> Int64:
+        """int64 [rows]: events of each patient, at most."""
+        found: Int64 = np.minimum(self.record.stop - self.record.start, self._limits[0])
+        return found
+
+    def __reduce__(self) -> tuple[type[RecordLoader], tuple[Histories, CodedRecords, int, int]]:
+        return RecordLoader, (self.record, self.coded, *self._limits)
+
 
 def _first_dated(rows: Histories) -> Int64:
     """int64 [rows]: where the static events of each end."""

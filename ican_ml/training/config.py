@@ -3,6 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from enum import Enum
+
+ACCELERATORS = ("auto", "cpu", "gpu", "cuda")
+PRECISIONS = ("32-true", "bf16-mixed")
+
+
+class Strategy(Enum):
+    """How several processes train one network."""
+
+    ddp = "ddp"
+    fsdp = "fsdp"
 
 
 @dataclass(kw_only=True, slots=True)
@@ -13,6 +24,9 @@ class TrainingConfig:
     ----------
     epochs, patience
         At most so many passes; stop when the tuning loss has not improved for ``patience`` of them.
+    batch_size, bucket
+        Patients of a step's batch, of all processes together; and of how many batches the patients are sorted by
+        length among one another, which pads them less (1 = none).
     learning_rate, weight_decay, warmup
         AdamW; ``warmup`` is the share of all steps.
     average
@@ -32,6 +46,7 @@ class TrainingConfig:
     epochs: int = 20
     patience: int = 6
     batch_size: int = 96
+    bucket: int = 1
     learning_rate: float = 3e-3
     weight_decay: float = 0.1
     table_decay: float = 30.0
@@ -49,6 +64,7 @@ class TrainingConfig:
             "epochs",
             "patience",
             "batch_size",
+            "bucket",
             "learning_rate",
             "gradient_clip",
             "tree_rate",
@@ -74,8 +90,14 @@ class TrainerConfig:
 
     Attributes
     ----------
-    accelerator, devices, precision
-        As Lightning's Trainer takes them.
+    accelerator, precision
+        As Lightning's Trainer takes them; ``auto`` is a GPU where torch finds one.
+    devices, nodes
+        Processes on each node, one for each GPU, and nodes. Batches are shared out among all.
+    strategy
+        What several processes share: ``ddp``, gradients; ``fsdp``, gradients, weights and the optimiser's state.
+    compile
+        Compile the network with ``torch.compile`` (minutes at first, then faster steps).
     accumulate
         Batches whose gradients are added up to one step of the optimiser.
     threads
@@ -86,15 +108,33 @@ class TrainerConfig:
 
     accelerator: str = "cpu"
     devices: int = 1
+    nodes: int = 1
+    strategy: Strategy = Strategy.ddp
     precision: str = "32-true"
+    compile: bool = False
     accumulate: int = 1
     threads: int = 0
     checkpoint_every: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("devices", 1), ("accumulate", 1), ("threads", 0), ("checkpoint_every", 0)):
+        for name, least in (("devices", 1), ("nodes", 1), ("accumulate", 1), ("threads", 0), ("checkpoint_every", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"trainer.{name}: expected at least {least}, got {getattr(self, name)}")
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"trainer.precision: expected one of {', '.join(PRECISIONS)}, got {self.precision!r}")
+        if self.accelerator not in ACCELERATORS:
+            raise ValueError(
+                f"trainer.accelerator: expected one of {', '.join(ACCELERATORS)}, got {self.accelerator!r}"
+            )
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether no GPU is asked for, or none found."""
+        if self.accelerator != "auto":
+            return self.accelerator == "cpu"
+        import torch
+
+        return not torch.cuda.is_available()
 
 
 @dataclass(kw_only=True, slots=True)

@@ -1,6 +1,9 @@
 """Batches of encoded patients with their outcomes, in an order that depends on seed and epoch alone.
 
-The loader keeps its own position, so that a run stopped in mid-epoch goes on with the very next batch.
+The loader keeps its own position, so that a run stopped in mid-epoch goes on with the very next batch. Of several
+processes each gets its share of every batch, every patient in one of them, and the weight of all episodes of the batch
+over the number of processes: their losses then average to that of the whole batch. A process without a share gets a
+patient that counts for nothing.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from ican_ml.inputs.encode import EncodedPatients, Int64, collate
 from ican_ml.training.outcomes import Arrays, Float32
 
 Batch = dict[str, Tensor]
+PATIENTS, TOKENS = "n_patients", "n_tokens"  # of the whole batch, of all processes; of this process
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,12 +69,34 @@ class PatientData:
 
 
 class PatientLoader:
-    """Iterate over patients in batches; shuffled anew each epoch when ``seed`` is given. Stateful for resuming."""
+    """Iterate over patients in batches; shuffled anew each epoch when ``seed`` is given. Stateful for resuming.
 
-    def __init__(self, data: PatientData, *, batch_size: int, seed: int | None = None) -> None:
+    Parameters
+    ----------
+    batch_size
+        Patients of a batch, of all processes together.
+    bucket
+        Batches whose patients are sorted by their number of tokens among one another, so that each is padded less; 1 =
+        none. Which patients meet in a batch, and the order of the batches, stays drawn.
+    rank, size
+        Which of how many processes this is.
+    """
+
+    def __init__(
+        self,
+        data: PatientData,
+        *,
+        batch_size: int,
+        seed: int | None = None,
+        bucket: int = 1,
+        rank: int = 0,
+        size: int = 1,
+    ) -> None:
         self.data = data
         self.batch_size = batch_size
         self.seed = seed
+        self.bucket = bucket
+        self.rank, self.size = rank, size
         self.epoch = 0
         self.position = 0
 
@@ -84,13 +110,37 @@ class PatientLoader:
         while self.position < len(self):
             start = self.position * self.batch_size
             self.position += 1
-            yield self.data.batch(order[start : start + self.batch_size])
+            yield self._share(order[start : start + self.batch_size])
 
     def _order(self) -> Int64:
         if self.seed is None:
             return self.data.rows
-        order: Int64 = np.random.default_rng([self.seed, self.epoch]).permutation(self.data.rows)
-        return order
+        draw = np.random.default_rng([self.seed, self.epoch])
+        order: Int64 = draw.permutation(self.data.rows)
+        if self.bucket == 1:
+            return order
+        tokens = self.data.encoded.n_tokens()
+        pool = self.bucket * self.batch_size
+        pools = [order[start : start + pool] for start in range(0, len(order), pool)]
+        order = np.concatenate([each[np.argsort(tokens[each], kind="stable")] for each in pools])
+        whole = len(order) // self.batch_size
+        batches = order[: whole * self.batch_size].reshape(whole, self.batch_size)
+        return np.concatenate([draw.permutation(batches).ravel(), order[whole * self.batch_size :]])
+
+    def _share(self, rows: Int64) -> Batch:
+        if self.size == 1:
+            batch = self.data.batch(rows)
+        else:
+            own = rows[self.rank :: self.size]
+            batch = self.data.batch(own if len(own) else rows[:1])
+            for name in [name for name in self.data.outcomes if name.endswith("_weight")]:
+                weight = self.data.outcomes[name][rows]
+                total = float((weight.max(-1) if weight.ndim == 3 else weight).sum(dtype=np.float64))
+                batch[name.removesuffix("weight") + "episodes"] = torch.tensor(max(total, 1.0) / self.size)
+                if not len(own):
+                    batch[name] = torch.zeros_like(batch[name])
+        masks = [(batch[name] > 0).sum() for name in batch if name.endswith("_tokens") or name == "event_code"]
+        return batch | {PATIENTS: torch.tensor(len(rows)), TOKENS: torch.stack(masks).sum()}
 
     def state_dict(self) -> dict[str, Any]:
         """Epoch and position of the next batch."""

@@ -1,42 +1,76 @@
-"""The Lightning module: the network, its loss, its optimiser, and what a checkpoint needs to go on bit for bit."""
+"""The Lightning module: the network, its running average, its loss and optimiser, and what a checkpoint needs to go on.
+
+The loss of a process stands for the whole batch of all processes (see :mod:`ican_ml.training.data`): the mean of the
+processes' losses, and of their gradients, is that of one process with the whole batch.
+"""
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
 import lightning
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from ican_ml.model.blocks import Block
 from ican_ml.model.patient_transformer import PatientTransformer
 from ican_ml.training.config import TrainingConfig
-from ican_ml.training.data import Batch
+from ican_ml.training.data import PATIENTS, Batch
 from ican_ml.training.losses import total_loss
 
 
 class PatientModule(lightning.LightningModule):
-    """Trains a :class:`PatientTransformer`; logs ``train_loss`` and ``tuning_loss``."""
+    """Trains a :class:`PatientTransformer`; logs ``train_loss`` and ``tuning_loss``.
 
-    def __init__(self, network: PatientTransformer, config: TrainingConfig, *, steps: int) -> None:
+    ``average`` is what is evaluated and kept: the exponential moving average of the weights, by step, or the network
+    itself. ``random_states`` of a checkpoint are the random generators' of every process.
+    """
+
+    is_averaged: Tensor
+
+    def __init__(
+        self, network: PatientTransformer, config: TrainingConfig, *, steps: int, sharded: bool = False
+    ) -> None:
         super().__init__()
         self.network = network
         network.wide.requires_grad_(False)
+        self.average = copy.deepcopy(network).requires_grad_(False) if config.average else network
+        self.register_buffer("is_averaged", torch.zeros((), dtype=torch.bool))
         self.config = config
         self.steps = max(1, steps)
-        self._random_state: Tensor | None = None
+        self.sharded = sharded
+        self._random_state: dict[str, Tensor] | None = None
+
+    def configure_model(self) -> None:
+        """Shard the parameters over the processes (FSDP2: Zhao et al. 2023, arXiv:2304.11277), where asked for."""
+        if self.sharded:
+            for network in {id(each): each for each in (self.network, self.average)}.values():
+                _shard(network)
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
         """Loss of one batch: the mean of the members' own."""
         members = self.network.member_outputs(batch)
         loss = torch.stack([total_loss(self.network.tasks, outputs, batch) for outputs in members]).mean()
-        self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(batch["summary"]))
+        self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=int(batch[PATIENTS]), sync_dist=True)
         return loss
 
     def validation_step(self, batch: Batch, _: int) -> None:
         """Loss on the tuning patients."""
-        loss = total_loss(self.network.tasks, self.network(batch), batch)
-        self.log("tuning_loss", loss, on_step=False, on_epoch=True, batch_size=len(batch["summary"]))
+        loss = total_loss(self.network.tasks, self.average.eval()(batch), batch)
+        self.log("tuning_loss", loss, on_step=False, on_epoch=True, batch_size=int(batch[PATIENTS]), sync_dist=True)
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """One step, and one of the average."""
+        super().optimizer_step(*args, **kwargs)
+        if self.average is self.network:
+            return
+        decay = self.config.average if self.is_averaged else 0.0
+        with torch.no_grad():
+            for mean, now in zip(self.average.parameters(), self.network.parameters(), strict=True):
+                mean.copy_(mean * decay + now * (1 - decay))
+            self.is_averaged.fill_(True)
 
     def configure_optimizers(self) -> Any:
         """AdamW (Loshchilov and Hutter 2019), linear warm-up, cosine decay; the linear path stays as it was fitted."""
@@ -63,15 +97,33 @@ class PatientModule(lightning.LightningModule):
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the state of the random generator, so that dropout after a resume is the same."""
-        checkpoint["random_state"] = torch.get_rng_state()
+        """Keep the states of the random generators, so that dropout after a resume is the same."""
+        own = {"cpu": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            own["cuda"] = torch.cuda.get_rng_state(self.device)
+        states: list[Any] = [own] * self.trainer.world_size
+        if self.trainer.world_size > 1:
+            torch.distributed.all_gather_object(states, own)
+        checkpoint["random_states"] = states
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Remember the generator's state until training starts."""
-        self._random_state = checkpoint["random_state"]
+        """Remember the generators' states until training starts."""
+        states = checkpoint["random_states"]
+        self._random_state = states[self.global_rank] if len(states) == self.trainer.world_size else None
 
     def on_train_start(self) -> None:
-        """Put the generator back where the checkpoint was taken."""
+        """Put the generators back where the checkpoint was taken."""
         if self._random_state is not None:
-            torch.set_rng_state(self._random_state)
+            torch.set_rng_state(self._random_state["cpu"].cpu())
+            if "cuda" in self._random_state and self.device.type == "cuda":
+                torch.cuda.set_rng_state(self._random_state["cuda"].cpu(), self.device)
             self._random_state = None
+
+
+def _shard(network: PatientTransformer) -> None:
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+
+    units: list[nn.Module] = [part for part in network.members.modules() if isinstance(part, Block)]
+    for part in (*units, *network.members, network):
+        fully_shard(part)
+    register_fsdp_forward_method(network, "member_outputs")

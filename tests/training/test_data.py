@@ -1,5 +1,7 @@
 """The loader's order, and that nobody sees another part's outcomes."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -70,3 +72,41 @@ def test_only_the_chosen_episodes_have_outcomes(parts: Parts) -> None:
         expected[patient, slot] = data.outcomes[name][patient, slot]
         np.testing.assert_array_equal(part.outcomes[name], expected)
     assert not set(parts.train.rows) & set(parts.tuning.rows)
+
+
+def test_sorted_batches_are_padded_less_and_hold_each_patient_once(parts: Parts) -> None:
+    known = parts.train.encoded.modalities["mutation"]
+    kept = np.arange(known.tokens.shape[1]) < 1 + np.arange(len(known.tokens))[:, None] % known.tokens.shape[1]
+    modalities = {"mutation": replace(known, tokens=known.tokens * kept)}
+    data = replace(parts.train, encoded=replace(parts.train.encoded, modalities=modalities))
+    plain, sorted_ = (PatientLoader(data, batch_size=16, seed=1, bucket=bucket) for bucket in (1, 100))
+    batches = epoch(sorted_)
+
+    def width(batches: list[Batch]) -> float:
+        return float(np.mean([batch["mutation_tokens"].shape[1] for batch in batches]))
+
+    assert width(batches) < 0.75 * width(epoch(plain))
+    assert sum(len(batch["summary"]) for batch in batches) == len(parts.train.rows)
+    together = torch.cat([batch["summary"] for batch in batches]).double().sum(0)
+    everyone = torch.from_numpy(parts.train.encoded.summary[parts.train.rows]).double().sum(0)
+    torch.testing.assert_close(together, everyone)
+    assert not same(batches, epoch(sorted_))
+    sizes = [int(batch["n_tokens"]) for batch in batches]
+    assert sizes != sorted(sizes), "the order of batches is drawn too"
+
+
+@pytest.mark.parametrize("size", [2, 3, 50])
+def test_processes_share_a_batch(parts: Parts, size: int) -> None:
+    """Each patient is in one share, and the mean of the shares' losses is the loss of the batch."""
+    whole = epoch(PatientLoader(parts.train, batch_size=30, seed=4, bucket=3))
+    shares = [
+        epoch(PatientLoader(parts.train, batch_size=30, seed=4, bucket=3, rank=rank, size=size)) for rank in range(size)
+    ]
+    for number, batch in enumerate(whole):
+        own = [share[number] for share in shares]
+        assert {int(part["n_patients"]) for part in own} == {len(batch["summary"])}
+        for kind in ("response", "os", "sensitivity"):
+            weight = batch[f"{kind}_weight"]
+            assert sum(float(part[f"{kind}_weight"].sum()) for part in own) == pytest.approx(float(weight.sum()))
+            total = max(float((weight.amax(-1) if weight.dim() == 3 else weight).sum()), 1.0)
+            assert [float(part[f"{kind}_episodes"]) for part in own] == pytest.approx([total / size] * size)

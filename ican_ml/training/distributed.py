@@ -1,0 +1,184 @@
+"""Several processes for one fit. Process 0 runs the pipeline; the others wait until it asks them to train with it.
+
+Who starts them: ``srun`` of SLURM (a task each) or ``torchrun``, with the same command for all; or, on one machine,
+process 0 itself. They speak over ``torch.distributed``: gloo between CPUs, NCCL between GPUs. What process 0 sends goes
+from memory to memory; a memory-mapped file is opened anew by name, so the run's folder must be one that all can see.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import pickle
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import numpy as np
+import torch
+from torch import distributed
+
+from ican_ml.training.config import TrainerConfig
+
+_PIECE = 2**30  # bytes sent at once
+_PATIENCE = timedelta(days=7)  # while process 0 prepares and evaluates, the others wait
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ranks:
+    """Which process this is, of how many; ``local`` is its number on its node."""
+
+    rank: int = 0
+    size: int = 1
+    local: int = 0
+
+
+def started_outside() -> Ranks | None:
+    """What SLURM's step or ``torchrun`` says of this process; None where neither has started several."""
+    slurm = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
+    for names in (("RANK", "WORLD_SIZE", "LOCAL_RANK"), slurm):
+        if all(name in os.environ for name in names):
+            rank, size, local = (int(os.environ[name]) for name in names)
+            if size > 1:
+                return Ranks(rank=rank, size=size, local=local)
+    return None
+
+
+@contextmanager
+def together(config: TrainerConfig, fingerprint: str) -> Iterator[Ranks]:
+    """Join the processes of a run, or start them; within, `broadcast` works.
+
+    Parameters
+    ----------
+    fingerprint
+        Of the configuration: the same in every process, or none may go on.
+
+    Raises
+    ------
+    ValueError
+        If the processes are not as many as the configuration says, theirs differ, or one of them ends early.
+    """
+    asked = config.devices * config.nodes
+    found = started_outside()
+    if found is not None and found.size != asked:
+        raise ValueError(
+            f"trainer.devices: expected devices x nodes to be the {found.size} processes that were started, got "
+            f"{config.devices} x {config.nodes}"
+        )
+    if found is None and config.nodes > 1:
+        raise ValueError(
+            f"trainer.nodes: expected srun or torchrun to start {asked} processes, found this one alone; start them "
+            "with srun"
+        )
+    if asked == 1:
+        yield Ranks()
+        return
+    known = dict(os.environ)
+    ranks = found or Ranks(size=asked)
+    children: list[subprocess.Popen[bytes]] = []
+    try:
+        if found is None:
+            children = _start_children(asked, config)
+        else:
+            _find_address(ranks)
+        meet(on_cpu=config.on_cpu)
+        _agree(fingerprint, ranks)
+        yield ranks
+    except RuntimeError as error:
+        if ranks.rank:
+            raise SystemExit(1) from error  # process 0 says why
+        ended = [str(rank) for rank, child in enumerate(children, 1) if child.poll() is not None]
+        if ended:
+            raise ValueError(f"expected {asked} processes to train, lost process {', '.join(ended)}") from error
+        raise
+    finally:
+        for child in children:
+            assert child.stdin is not None
+            child.stdin.close()  # it ends
+            child.wait()
+        if distributed.is_initialized():
+            distributed.destroy_process_group()
+        os.environ.clear()
+        os.environ.update(known)
+
+
+def meet(*, on_cpu: bool) -> None:
+    """Join the group that the environment names, as ``torchrun`` does; waits for the last."""
+    distributed.init_process_group("gloo" if on_cpu else "cpu:gloo,cuda:nccl", timeout=_PATIENCE)
+
+
+def broadcast(thing: Any, ranks: Ranks) -> Any:
+    """What process 0 has, in every process."""
+    if ranks.size == 1:
+        return thing
+    data = np.frombuffer(_dumped(thing), np.uint8) if ranks.rank == 0 else np.empty(0, np.uint8)
+    size = torch.tensor(len(data))
+    distributed.broadcast(size, 0)
+    tensor = torch.from_numpy(data.copy()) if ranks.rank == 0 else torch.empty(int(size), dtype=torch.uint8)
+    for start in range(0, int(size), _PIECE):
+        distributed.broadcast(tensor[start : start + _PIECE], 0)
+    return thing if ranks.rank == 0 else pickle.loads(tensor.numpy().tobytes())
+
+
+def gathered(thing: Any, size: int) -> list[Any]:
+    """What each process has, in every process."""
+    found: list[Any] = [thing] * size
+    if size > 1:
+        distributed.all_gather_object(found, thing)
+    return found
+
+
+class _Pickler(pickle.Pickler):
+    def reducer_override(self, thing: Any) -> Any:
+        if type(thing) is np.memmap and thing.filename is not None and os.path.exists(thing.filename):
+            return np.memmap, (str(thing.filename), thing.dtype, "r", thing.offset, thing.shape)
+        return NotImplemented
+
+
+def _dumped(thing: Any) -> bytes:
+    buffer = io.BytesIO()
+    _Pickler(buffer, protocol=5).dump(thing)
+    return buffer.getvalue()
+
+
+def _start_children(size: int, config: TrainerConfig) -> list[subprocess.Popen[bytes]]:
+    """The other processes, each with a pipe from this one: it ends when this one does, and they with it."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(size), "GROUP_RANK": "0"}
+    os.environ |= {"RANK": "0", "LOCAL_RANK": "0"}
+    children = []
+    for rank in range(1, size):
+        command = [sys.executable, "-m", "ican_ml.training.follower", "cpu" if config.on_cpu else "gpu", str(rank)]
+        environment = os.environ | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        children.append(subprocess.Popen(command, env=environment, stdin=subprocess.PIPE))
+    return children
+
+
+def _find_address(ranks: Ranks) -> None:
+    """Say as ``torchrun`` does what SLURM says otherwise."""
+    if "MASTER_ADDR" not in os.environ:
+        from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+
+        slurm = SLURMEnvironment(auto_requeue=False)
+        os.environ |= {"MASTER_ADDR": slurm.main_address, "MASTER_PORT": str(slurm.main_port)}
+    os.environ.setdefault("GROUP_RANK", os.environ.get("SLURM_NODEID", "0"))
+    os.environ |= {"RANK": str(ranks.rank), "WORLD_SIZE": str(ranks.size), "LOCAL_RANK": str(ranks.local)}
+
+
+def _agree(fingerprint: str, ranks: Ranks) -> None:
+    """One configuration in every process that has one."""
+    known = gathered(hashlib.sha256(fingerprint.encode()).hexdigest(), ranks.size)
+    other = [rank for rank, found in enumerate(known) if found not in (None, known[0])]
+    if other:
+        raise ValueError(
+            f"expected the same configuration in all {ranks.size} processes, got another one in {other}; give every "
+            "process the same command"
+        )
