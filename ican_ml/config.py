@@ -289,7 +289,8 @@ class RunConfig:
         if pretraining.per_subject and not (survival and survival == set(pretraining.outcomes)):
             raise ValueError(
                 f"cohort.pretraining.outcomes: expected the survival outcomes of the task ({_named(kinds)}), got "
-                f"{', '.join(pretraining.outcomes) or 'none'}"
+                f"{', '.join(pretraining.outcomes) or 'none'}; name them there, or, for the cohort's own episodes, set "
+                "cohort.pretraining.per_subject=0"
             )
         wanted = {lines.outcome: Kind.binary, lines.time: Kind.survival}
         if lines.start is not None and not any(kinds.get(name) is kind for name, kind in wanted.items()):

@@ -25,6 +25,7 @@ for _variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(_variable, "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("WANDB_MODE", "offline")
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 _SIMULATED_SUBJECTS = 240
 

@@ -26,7 +26,7 @@ from ican_ml.config import (
 )
 from ican_ml.inputs.fit import InputConfig
 from ican_ml.targets.config import TargetsConfig
-from ican_ml.training.config import TrainerConfig, TrainingConfig
+from ican_ml.training.config import LoggerConfig, TrainerConfig, TrainingConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs"
@@ -102,6 +102,7 @@ def test_no_experiment_is_the_demonstration() -> None:
         ("cohort=mine", "missing mandatory value: path"),
         ("trainer=gpu", "trainer.accelerator: expected a GPU"),
         ("training.learning_rate=-1", "training.learning_rate: expected a positive number, got -1"),
+        ("logger.mode=online", "logger.mode: expected online with logger=wandb"),
         ('cohort.lines.start="DRUG//(.+"', "cohort.lines.start: expected a regular expression, got 'DRUG//(.+'"),
     ],
 )
@@ -151,6 +152,7 @@ def test_a_mistake_on_the_command_line_ends_in_one_clear_line(override: str, sai
         (lambda: RunConfig(cohort=CohortConfig(pretraining=PretrainingConfig(per_subject=1))), "pretraining.outcomes"),
         (lambda: SplitConfig(train_subjects=1), "split.train_subjects"),
         (lambda: TrainingConfig(epochs=0), "training.epochs"),
+        (lambda: LoggerConfig(wandb=True, host="wandb.my-hospital.org"), "logger.host"),
         (lambda: TrainerConfig(accumulate=0), "trainer.accumulate"),
         (lambda: TargetsConfig(by="gene"), "targets.by"),
         (lambda: TargetsConfig(networks=1), "targets.networks"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -137,9 +138,37 @@ class TrainerConfig:
         return not torch.cuda.is_available()
 
 
+class LogMode(Enum):
+    """Whether Weights & Biases keeps a run on disk or sends it."""
+
+    offline = "offline"
+    online = "online"
+
+
 @dataclass(kw_only=True, slots=True)
 class LoggerConfig:
-    """``csv`` always; ``wandb`` adds an offline Weights & Biases run with nothing of the machine in it."""
+    """Where losses go beside the run's own CSV file, which is always written. Nothing of the machine goes with them.
+
+    Attributes
+    ----------
+    wandb, tensorboard
+        Also as a Weights & Biases run, or as TensorBoard's event files.
+    project
+        Name of the Weights & Biases project.
+    mode
+        ``offline`` sends nothing. ``online`` sends losses to ``host``, with the key of ``WANDB_API_KEY`` or ``.netrc``.
+    host
+        URL of that server; null = the environment's ``WANDB_BASE_URL``. One of the two must name it.
+    """
 
     wandb: bool = False
+    tensorboard: bool = False
     project: str = "ican_ml"
+    mode: LogMode = LogMode.offline
+    host: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.mode is LogMode.online and not self.wandb:
+            raise ValueError("logger.mode: expected online with logger=wandb alone, got it without; set logger=wandb")
+        if self.host is not None and not re.fullmatch(r"https?://[^\s/@]+(/[^\s@]*)?", self.host):
+            raise ValueError(f"logger.host: expected a URL such as https://wandb.my-hospital.org, got {self.host!r}")
