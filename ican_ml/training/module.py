@@ -68,8 +68,9 @@ class PatientModule(lightning.LightningModule):
             return
         decay = self.config.average if self.is_averaged else 0.0
         with torch.no_grad():
-            for mean, now in zip(self.average.parameters(), self.network.parameters(), strict=True):
-                mean.copy_(mean * decay + now * (1 - decay))
+            mean, now = (list(network.parameters()) for network in (self.average, self.network))
+            torch._foreach_mul_(mean, decay)
+            torch._foreach_add_(mean, torch._foreach_mul(now, 1 - decay))
             self.is_averaged.fill_(True)
 
     def configure_optimizers(self) -> Any:
@@ -84,6 +85,7 @@ class PatientModule(lightning.LightningModule):
                 {"params": tables, "weight_decay": config.table_decay},
             ],
             lr=config.learning_rate,
+            foreach=True if self.sharded else None,  # one by one, sharded tensors cost more than their arithmetic
         )
         warmup = max(1, round(config.warmup * self.steps))
 
