@@ -22,7 +22,7 @@ from types import TracebackType
 from record import ROOT
 
 PACKAGES = ("slurm-wlm", "munge")
-NODES, CPUS = ("node1", "node2"), 2
+CPUS = 2
 _PATH = os.pathsep.join([*os.environ.get("PATH", "").split(os.pathsep), "/usr/sbin", "/sbin"])
 _PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "squeue", "scancel")
 _WAIT = 30.0
@@ -76,13 +76,13 @@ class Cluster:
     def __init__(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="slurm-"))
         self._host = socket.gethostname().partition(".")[0]
+        self._nodes = (self._host, f"{self._host}-2")  # the first name resolves: tasks on several nodes meet there
         self._user = subprocess.run(["id", "-un"], capture_output=True, text=True, check=True).stdout.strip()
         self._daemons: list[subprocess.Popen[bytes]] = []
         self.environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "SBATCH_"))},
             "PATH": _PATH,
             "SLURM_CONF": str(self.folder / "slurm.conf"),
-            "MASTER_ADDR": "127.0.0.1",  # where the names of nodes resolve, as on any cluster, nobody needs this
         }
 
     def __enter__(self) -> Cluster:
@@ -91,7 +91,7 @@ class Cluster:
             self._start("munged", "--foreground", "--force", *self._munge_files())
             self._until(lambda: (self.folder / "munge.socket").exists(), "munged")
             self._start("slurmctld", "-D")
-            for node in NODES:
+            for node in self._nodes:
                 self._start("slurmd", "-D", "-N", node)
             self._until(self._is_idle, "nodes that are idle")
         except BaseException:
@@ -103,17 +103,17 @@ class Cluster:
         self.stop()
 
     def _configure(self) -> None:
-        ports = _free_ports(1 + len(NODES))
+        ports = _free_ports(1 + len(self._nodes))
         known = {"folder": self.folder, "host": self._host, "user": self._user, "ports": ports}
         nodes = [
             _NODE.format(name=name, host=self._host, port=port, cpus=CPUS)
-            for name, port in zip(NODES, ports[1:], strict=True)
+            for name, port in zip(self._nodes, ports[1:], strict=True)
         ]
         (self.folder / "slurm.conf").write_text(_CONFIG.format(**known) + "".join(nodes) + _PARTITION)
         key = self.folder / "munge.key"
         key.write_bytes(secrets.token_bytes(128))
         key.chmod(0o600)
-        for name in ("state", *(f"spool-{node}" for node in NODES)):
+        for name in ("state", *(f"spool-{node}" for node in self._nodes)):
             (self.folder / name).mkdir()
 
     def _munge_files(self) -> list[str]:
@@ -140,12 +140,12 @@ class Cluster:
             dead = [daemon.args for daemon in self._daemons if daemon.poll() is not None]
             if dead or time.monotonic() > end:
                 said = "".join(path.read_text(errors="replace")[-1500:] for path in self.folder.glob("*.console"))
-                raise SystemExit(f"cluster: expected {what} within {_WAIT:.0f} s, got none; daemons said:\n{said}")
+                raise SystemExit(f"cluster: expected {what} within {_WAIT:.0f} s; daemons said:\n{said}")
             time.sleep(0.2)
 
     def _is_idle(self) -> bool:
         states = self.run("sinfo", "--noheader", "--Node", "--format=%T", check=False).split()
-        return states == ["idle"] * len(NODES)
+        return states == ["idle"] * len(self._nodes)
 
     def stop(self) -> None:
         """Cancel what runs, end the daemons, last come first, and remove their folder."""
@@ -185,8 +185,10 @@ class Cluster:
         return path.read_text(errors="replace") if path.exists() else ""
 
     def about(self, job: int) -> dict[str, str]:
-        """The fields of ``scontrol show job``."""
-        return dict(re.findall(r"(\w[\w:/]*)=(\S*)", self.run("scontrol", "show", "job", str(job))))
+        """The fields of ``scontrol show job``, which tells of an array all at once."""
+        lines = self.run("scontrol", "--oneliner", "show", "job", str(job)).splitlines()
+        (line,) = (line for line in lines if line.startswith(f"JobId={job} "))
+        return dict(re.findall(r"(\w[\w:/]*)=(\S*)", line))
 
     def jobs(self, name: str) -> list[int]:
         """Numbers of all jobs of this name, past ones too."""
@@ -204,7 +206,7 @@ class Cluster:
 
     def events(self, *jobs: int) -> str:
         """Lines of the controller's log about these jobs."""
-        wanted = re.compile(rf"JobId=(?:{'|'.join(map(str, jobs))})\b")
+        wanted = re.compile(rf"JobId=(?:{'|'.join(map(str, jobs))})(?!\d)")
         lines = (self.folder / "slurmctld.log").read_text(errors="replace").splitlines()
         return "\n".join(line for line in lines if wanted.search(line))
 

@@ -8,8 +8,8 @@
 ``sweep``: four trials by ``launcher=slurm``, each a job with a run of its own. ``ddp`` and ``nodes``: two tasks on one
 node and on two against one process with the same global batch, loss by loss. ``requeue`` and ``signal``: a job that is
 requeued midway, by ``scontrol requeue`` and by itself on SIGUSR1, against one left alone, bit for bit. Jobs are
-``docs/train.sbatch``, as in docs/clusters.md. Writes ``benchmarks/results/slurm.json`` and what SLURM and the jobs said,
-without names and paths of the machine, to ``slurm.log`` beside it.
+``docs/train.sbatch``, as in docs/clusters.md. Writes ``benchmarks/results/slurm.json`` and, without names and paths of
+the machine, what SLURM and the jobs said to ``slurm.log`` beside it.
 """
 
 from __future__ import annotations
@@ -100,8 +100,9 @@ def faults(part: str, found: dict[str, Any]) -> list[str]:
         expected |= {"different_metrics": len(RATES), "left_elsewhere": []}
     elif part in ("ddp", "nodes"):
         expected |= {"tasks": 2, "epochs": 4}
-        if not found["largest_difference_of_losses"] <= MOST_DIFFERENCE:
-            return [f"{part}: losses differ by {found['largest_difference_of_losses']}, at most {MOST_DIFFERENCE:g}"]
+        difference = found["largest_difference_of_losses"]
+        if difference is None or not difference <= MOST_DIFFERENCE:
+            return [f"{part}: largest difference of losses: expected at most {MOST_DIFFERENCE:g}, got {difference}"]
     else:
         expected |= {"restarts": 1, "fit_was_done": False, "first_epochs": 1, "same_metrics": True}
         expected |= {"same_losses": True, "same_weights": True}
@@ -128,6 +129,7 @@ def sweep(cluster: Cluster) -> dict[str, Any]:
     finally:
         launcher.kill()
     jobs = cluster.jobs("slurm-sweep")
+    states = [cluster.wait(job, 60) for job in jobs]
     runs = [ROOT / "runs" / f"slurm-sweep-{trial}" for trial in range(len(RATES))]
     done = [run for run in runs if (run / "metrics.json").exists()]
     rates = [json.loads((run / "private" / "config.json").read_text())["training"]["learning_rate"] for run in done]
@@ -136,7 +138,7 @@ def sweep(cluster: Cluster) -> dict[str, Any]:
         "launcher_exit": code,
         "seconds": round(time.monotonic() - began),
         "jobs": len(jobs),
-        "states": [cluster.about(job)["JobState"] for job in jobs],
+        "states": states,
         "runs_with_metrics": len(done),
         "rates": [text for text in RATES if float(text) in rates],
         "different_metrics": len({(run / "metrics.json").read_text() for run in done}),
@@ -156,13 +158,13 @@ def distributed(cluster: Cluster, name: str, *, nodes: int, each: int) -> dict[s
     ]
     states = [cluster.wait(job, _SECONDS) for job in jobs]
     expected, found = _losses(alone), _losses(together)
-    differences = [abs(a - b) for one, other in zip(expected, found, strict=False) for a, b in zip(one, other)]
+    pairs = [pair for rows in zip(expected, found, strict=False) for pair in zip(*rows, strict=True)]
     return {
         "states": states,
         "nodes": nodes,
         "tasks": int(cluster.about(jobs[1])["NumTasks"]),
         "epochs": min(len(expected), len(found)),
-        "largest_difference_of_losses": max(differences, default=None),
+        "largest_difference_of_losses": max((abs(a - b) for a, b in pairs), default=None),
         "largest_difference_of_metrics": _largest_difference(alone, together),
         "evidence": _evidence(cluster, jobs),
     }
@@ -232,7 +234,8 @@ def _same_weights(one: Path, other: Path) -> bool:
 def _evidence(cluster: Cluster, jobs: list[int], outputs: list[Path] | None = None) -> str:
     """What SLURM knows of these jobs, and what they said."""
     texts = [("slurmctld.log", cluster.events(*jobs))]
-    texts += [("scontrol show job", cluster.run("scontrol", "show", "job", str(job))) for job in jobs]
+    shown = dict.fromkeys(cluster.run("scontrol", "show", "job", str(job)) for job in jobs)
+    texts += [("scontrol show job", "\n\n".join(shown))]
     texts += [(f"output of job {job}", cluster.output(job)) for job in jobs if outputs is None]
     texts += [(path.name, path.read_text(errors="replace")) for path in outputs or []]
     return "\n\n".join(f"--- {title}\n{text.strip()}" for title, text in texts)
