@@ -8,11 +8,10 @@ import sys
 
 import hydra
 from hydra.core.config_store import ConfigStore
-from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import DictConfig
 
 from ican_ml.config import RunConfig
+from ican_ml.entry import MISTAKES, is_trial, one_line, typed
 from ican_ml.resources import resource_folder
 
 ConfigStore.instance().store(name="run_config", node=RunConfig)
@@ -22,19 +21,19 @@ ConfigStore.instance().store(name="run_config", node=RunConfig)
 def main(composed: DictConfig) -> None:
     """Run the pipeline; a mistake in configuration or data ends in one clear message."""
     try:
-        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(RunConfig), OmegaConf.to_container(composed)))
+        config = typed(composed)
         from ican_ml.pipeline import run  # seconds, which a mistake need not wait for
 
-        run(config)  # type: ignore[arg-type]
-    except (OmegaConfBaseException, ValueError, OSError) as error:
-        sys.exit(f"train.py: {str(error).partition('    full_key:')[0].strip()}")
+        run(config)
+    except MISTAKES as error:
+        if is_trial():
+            raise  # to the sweep, which may run on another machine
+        sys.exit(f"train.py: {one_line(error)}")
 
 
 if __name__ == "__main__":
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # raise, instead of printing several lines and exiting
     try:
         main()
-    except (HydraException, OmegaConfBaseException) as error:
-        said = str(error).partition("\nConfig search path")[0].replace("\nTo append to your config use", "; to add it:")
-        why = str(error.__cause__ or "").partition("\n")[0]
-        sys.exit("train.py: " + " ".join(f"{said} {why}".split()))
+    except MISTAKES as error:
+        sys.exit(f"train.py: {one_line(error)}")

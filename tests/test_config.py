@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 from ican_ml.config import (
@@ -24,6 +25,7 @@ from ican_ml.config import (
     SplitConfig,
     TaskConfig,
 )
+from ican_ml.entry import typed
 from ican_ml.inputs.fit import InputConfig
 from ican_ml.targets.config import TargetsConfig
 from ican_ml.training.config import LoggerConfig, TrainerConfig, TrainingConfig
@@ -34,7 +36,8 @@ CHOICES = sorted(
     f"{path.parent.name}={path.stem}" for path in CONFIGS.glob("*/*.yaml") if path.parent.name != "experiment"
 )
 EXPERIMENTS = sorted(path.stem for path in (CONFIGS / "experiment").glob("*.yaml"))
-# What a choice leaves for the user to say.
+# What a choice needs installed, and what it leaves for the user to say.
+PLUGINS = {"launcher=slurm": "submitit"}
 NEEDED = {
     "cohort=mine": ["cohort.path=x"],
     "split=fold": ["split.fold=0"],
@@ -58,6 +61,8 @@ def composed(*overrides: str) -> RunConfig:
 
 @pytest.mark.parametrize("choice", CHOICES)
 def test_every_choice_of_every_group(choice: str) -> None:
+    if choice in PLUGINS:
+        pytest.importorskip(PLUGINS[choice])
     composed(choice, *NEEDED.get(choice, []))
 
 
@@ -114,6 +119,31 @@ def test_a_mistake_on_the_command_line_ends_in_one_clear_line(override: str, sai
     assert done.stderr.startswith("train.py: ")
     assert said in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_without_its_plugin_a_launcher_says_what_to_install(tmp_path: Path) -> None:
+    none = "import sys, types; sys.modules['hydra_plugins'] = p = types.ModuleType('hydra_plugins'); p.__path__ = []"
+    run = f"import runpy; sys.argv = ['train.py', 'launcher=slurm']; runpy.run_path({str(ROOT / 'train.py')!r}, None, "
+    command = [sys.executable, "-c", f"{none}; sys.path.insert(0, {str(ROOT)!r}); {run}'__main__')"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr == (
+        "train.py: launcher=slurm needs a plugin of Hydra; to install it: pip install 'ican_ml[slurm]'\n"
+    )
+
+
+def test_each_trial_of_a_sweep_has_a_folder_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(HydraConfig, "_instances", {}, raising=False)
+    ConfigStore.instance().store(name="run_config", node=RunConfig)
+    names = []
+    for mode in ("hydra.mode=MULTIRUN", "hydra.mode=RUN"):
+        for number in range(2):
+            overrides = ["name=rates", mode, f"hydra.job.num={number}"]
+            with initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)):
+                found = compose("config", overrides, return_hydra_config=True)
+            HydraConfig.instance().set_config(found)
+            names.append(typed(OmegaConf.masked_copy(found, [key for key in found if key != "hydra"])).name)
+    assert names == ["rates-0", "rates-1", "rates", "rates"]
 
 
 @pytest.mark.parametrize(

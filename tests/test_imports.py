@@ -32,7 +32,7 @@ ROOMS = (
     ("bundle",),
     ("serving",),
     ("config", "results", "run_folder"),
-    ("fold", "transfer"),
+    ("entry", "fold", "transfer"),
     ("audit", "prepare", "release"),
     ("fitting", "stopping"),
     ("discovery",),
