@@ -163,12 +163,13 @@ def _start_children(size: int, config: TrainerConfig) -> list[subprocess.Popen[b
 
 
 def _find_address(ranks: Ranks) -> None:
-    """Say as ``torchrun`` does what SLURM says otherwise."""
+    """Say as ``torchrun`` does what SLURM says otherwise: processes meet on its first node, at a port of the job's."""
     if "MASTER_ADDR" not in os.environ:
         from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 
-        slurm = SLURMEnvironment(auto_requeue=False)
-        os.environ |= {"MASTER_ADDR": slurm.main_address, "MASTER_PORT": str(slurm.main_port)}
+        address = SLURMEnvironment.resolve_root_node_address(os.environ["SLURM_STEP_NODELIST"])
+        port = 15000 + int(os.environ["SLURM_JOB_ID"]) % 10000
+        os.environ |= {"MASTER_ADDR": address, "MASTER_PORT": str(port)}
     os.environ.setdefault("GROUP_RANK", os.environ.get("SLURM_NODEID", "0"))
     os.environ |= {"RANK": str(ranks.rank), "WORLD_SIZE": str(ranks.size), "LOCAL_RANK": str(ranks.local)}
 
