@@ -68,7 +68,8 @@ class PatientModule(lightning.LightningModule):
             return
         decay = self.config.average if self.is_averaged else 0.0
         with torch.no_grad():
-            mean, now = (list(network.parameters()) for network in (self.average, self.network))
+            mean: list[Tensor] = list(self.average.parameters())
+            now: list[Tensor] = list(self.network.parameters())
             torch._foreach_mul_(mean, decay)
             torch._foreach_add_(mean, torch._foreach_mul(now, 1 - decay))
             self.is_averaged.fill_(True)
