@@ -8,7 +8,6 @@ ends with `Stopped`.
 from __future__ import annotations
 
 import logging
-import resource
 import signal
 import threading
 import time
@@ -23,6 +22,8 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from ican_ml.training.data import PATIENTS, TOKENS, Batch, PatientLoader
 from ican_ml.training.distributed import Ranks
+from ican_ml.training.module import PatientModule
+from ican_ml.training.throughput import device_peak, flops_per_token, peak_memory
 
 _log = logging.getLogger(__name__)
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
@@ -54,6 +55,7 @@ class Progress(Callback):
         self._loss = self._patients = 0.0
         self._start = self._epoch_start = self._batch_end = time.monotonic()
         self._loading = self._seen = self._tokens = 0.0
+        self._flops_per_token = 0.0
         self._asked = 0
 
     def on_train_start(self, trainer: lightning.Trainer, _: lightning.LightningModule) -> None:
@@ -68,9 +70,12 @@ class Progress(Callback):
         self._loading = self._seen = self._tokens = 0.0
 
     def on_train_batch_start(
-        self, trainer: lightning.Trainer, _: lightning.LightningModule, batch: Batch, batch_idx: int
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Batch, batch_idx: int
     ) -> None:
         self._loading += time.monotonic() - self._batch_end
+        if not self._flops_per_token and device_peak(trainer.precision):
+            assert isinstance(pl_module, PatientModule)
+            self._flops_per_token = flops_per_token(pl_module.network, batch)
 
     def on_train_batch_end(
         self, trainer: lightning.Trainer, _: lightning.LightningModule, outputs: Any, batch: Batch, batch_idx: int
@@ -107,11 +112,14 @@ class Progress(Callback):
             "loading_share": self._loading / seconds,
             "memory_gb": peak_memory() / 1e9,
         }
+        if peak := device_peak(trainer.precision):
+            work = rates["tokens_per_second"] * self._flops_per_token
+            rates["model_flop_utilisation"] = work / (peak * self._ranks.size)
         for logger in trainer.loggers:
             logger.log_metrics(rates, step=trainer.global_step)
         _log.info(
             "epoch %d/%d  train loss %.4f  tuning loss %.4f  (%.0f s; %.0f patients/s, %s tokens/s, loading %.0f%%, "
-            "%.1f GB)",
+            "%.1f GB%s)",
             trainer.current_epoch + 1,
             trainer.max_epochs,
             *losses.values(),
@@ -120,6 +128,7 @@ class Progress(Callback):
             f"{rates['tokens_per_second']:,.0f}",
             100 * rates["loading_share"],
             rates["memory_gb"],
+            f", MFU {100 * rates['model_flop_utilisation']:.0f}%" if "model_flop_utilisation" in rates else "",
         )
         if self._report is not None:
             self._report(trainer.current_epoch + 1, losses["tuning_loss"])
@@ -160,13 +169,6 @@ class WithinEpoch(ModelCheckpoint):
     ) -> None:
         if not trainer.is_last_batch:
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-
-
-def peak_memory() -> int:
-    """Bytes: the most that the GPU, or without one this process, has held so far."""
-    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
-        return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _number(value: float) -> torch.Tensor:
