@@ -1,10 +1,12 @@
-"""Kill a training at random moments, start it again, and compare with one that was left alone, bit for bit.
+"""Kill a training at random moments, over and over, and compare what it ends with to one that was left alone.
 
-    python benchmarks/resume.py            10 kills (about 10 minutes, 2 cores)
+    python benchmarks/resume.py            20 kills of one process, 20 of two (about half an hour, 2 cores)
     python benchmarks/resume.py --check    exit code 1 where a weight or a metric differs
 
-Each trial starts a short run of the simulated cohort, sends SIGKILL to it somewhere between the first step of the fit
-and its end, and gives the same command again until it ends by itself. Writes ``benchmarks/results/resume.json``.
+A series starts a short run of the simulated cohort, sends SIGKILL somewhere between the first step of the fit and its
+end, gives the same command again, and so on; after the last kill it may end by itself. Of two processes every second
+kill hits the started one alone: the other must then end by itself, with one line. One process must reach the same
+weights and metrics bit for bit, two the same metrics to 1e-6. Writes ``benchmarks/results/resume.json``.
 """
 
 from __future__ import annotations
@@ -24,72 +26,116 @@ from typing import Any
 import torch
 from record import ROOT, Record
 
-KILLS = 10
+SERIES, KILLS = 4, 5
+TOLERANCE = 1e-6
+PROCESSES = {"one process": ("trainer=cpu",), "two processes": ("trainer=ddp", "trainer.accelerator=cpu")}
 _COMMAND = (
     *(sys.executable, "train.py", "experiment=demo", "cohort.simulate.subjects=400", "training.epochs=8"),
     *("trainer.checkpoint_every=2", "trainer.threads=1", "evaluation.replicates=20", "evaluation.baselines=false"),
+    *("evaluation.permutations=0", "inputs.max_events=32"),
 )
 
 
 def main() -> None:
     """Run, print, write, check."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="exit 1 and name each trial that ended differently")
+    parser.add_argument("--check", action="store_true", help="exit 1 and name each series that ended differently")
     arguments = parser.parse_args()
     record = Record("resume")
-    whole = _fresh("resume-whole")
-    _start("resume-whole").wait()
-    seconds = json.loads((whole / "private" / "split" / "fit" / "done.json").read_text())["seconds"]
-    for trial in range(1, KILLS + 1):
-        part = f"kill {trial}"
-        if part not in record.parts:
-            record.add(part, _killed_once(whole, seconds, random.Random(trial).random()))
-        print(f"{part}: {json.dumps(record.parts[part])}")
-    different = [part for part, found in record.parts.items() if not (found["same_weights"] and found["same_metrics"])]
+    different = []
+    for name, trainer in PROCESSES.items():
+        whole = ROOT / "runs" / f"resume-whole-{len(trainer)}"
+        parts = [f"{name}, series {number}" for number in range(1, SERIES + 1)]
+        if not all(part in record.parts for part in parts):
+            shutil.rmtree(whole, ignore_errors=True)
+            if _start(whole.name, trainer).wait():
+                raise SystemExit(f"resume: {name} left alone failed")
+        for number, part in enumerate(parts):
+            if part not in record.parts:
+                record.add(part, _killed(whole, trainer, random.Random(number)))
+            print(f"{part}: {json.dumps(record.parts[part])}")
+            found = record.parts[part]
+            same = found["same weights"] if len(trainer) == 1 else found["largest difference of a metric"] <= TOLERANCE
+            different += [] if same and found["ended by themselves"] else [part]
     if arguments.check and different:
         sys.exit(f"expected the weights and metrics of a run left alone, got others after {', '.join(different)}")
 
 
-def _killed_once(whole: Path, seconds: float, share: float) -> dict[str, Any]:
-    folder = _fresh("resume-killed")
-    process = _start("resume-killed")
+def _killed(whole: Path, trainer: tuple[str, ...], draw: random.Random) -> dict[str, Any]:
+    folder = ROOT / "runs" / "resume-killed"
+    shutil.rmtree(folder, ignore_errors=True)
+    seconds = json.loads((whole / "private" / "split" / "fit" / "done.json").read_text())["seconds"]
     fit = folder / "private" / "split" / "fit"
-    while not (fit / "key").exists() and process.poll() is None:
-        time.sleep(0.01)
-    time.sleep(share * seconds)
-    was_running = process.poll() is None
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    found = {
-        "share_of_the_fit": round(share, 3),
-        "was_running": was_running,
-        "checkpoint": (fit / "last.ckpt").exists(),
-        "fit_was_done": (fit / "done.json").exists(),
-    }
-    if _start("resume-killed").wait():
-        raise SystemExit("resume: the second start failed")
+    moments, alone = [], []
+    for kill in range(KILLS):
+        process = _start(folder.name, trainer)
+        while not (fit / "key").exists() and process.poll() is None:
+            time.sleep(0.01)
+        time.sleep(draw.random() * seconds)
+        others = _children(process.pid) if len(trainer) > 1 and kill % 2 else []
+        moments.append(_moment(folder, process))
+        if others:
+            os.kill(others[0], signal.SIGKILL)
+            try:
+                alone.append(process.wait(120) != 0 or moments[-1] == "after the fit")
+            except subprocess.TimeoutExpired:
+                alone.append(False)
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    if _start(folder.name, trainer).wait():
+        raise SystemExit("resume: the last start failed")
     weights, expected = (torch.load(run / "private/split/fit/network.pt", weights_only=True) for run in (folder, whole))
-    found["same_weights"] = weights.keys() == expected.keys() and all(
-        torch.equal(weights[name], expected[name]) for name in expected
-    )
-    found["same_metrics"] = _metrics(folder) == _metrics(whole)
+    return {
+        "killed": moments,
+        "ended by themselves": all(alone),
+        "same weights": all(torch.equal(weights[name], expected[name]) for name in expected),
+        "largest difference of a metric": _difference(_metrics(folder), _metrics(whole)),
+    }
+
+
+def _moment(folder: Path, process: subprocess.Popen[bytes]) -> str:
+    """Where a run is when it is killed."""
+    fit = folder / "private" / "split" / "fit"
+    if process.poll() is not None:
+        return "after the run"
+    if (fit / "done.json").exists():
+        return "after the fit"
+    return "after a checkpoint" if (fit / "last.ckpt").exists() else "before a checkpoint"
+
+
+def _children(pid: int) -> list[int]:
+    """The processes that a run has started to train with it."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parent = int(path.read_text().rpartition(")")[2].split()[1])
+            command = (path.parent / "cmdline").read_bytes()
+        except OSError:
+            continue
+        if parent == pid and b"follower" in command:
+            found.append(int(path.parent.name))
     return found
 
 
-def _metrics(folder: Path) -> tuple[Any, Any]:
+def _metrics(folder: Path) -> Any:
     curve = json.loads((folder / "private" / "split" / "fit" / "done.json").read_text())["curve"]
-    return json.loads((folder / "metrics.json").read_text()), curve
+    return [json.loads((folder / "metrics.json").read_text()), curve]
 
 
-def _fresh(name: str) -> Path:
-    folder = ROOT / "runs" / name
-    shutil.rmtree(folder, ignore_errors=True)
-    return folder
+def _difference(found: Any, expected: Any) -> float:
+    """Largest difference of two numbers at the same place of two JSON documents."""
+    if isinstance(expected, dict | list):
+        keys = expected.keys() if isinstance(expected, dict) else range(len(expected))
+        return max((_difference(found[key], expected[key]) for key in keys), default=0.0)
+    if isinstance(expected, int | float) and expected == expected:
+        return abs(found - expected)
+    return 0.0
 
 
-def _start(name: str) -> subprocess.Popen[bytes]:
+def _start(name: str, trainer: tuple[str, ...]) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        [*_COMMAND, f"name={name}"],
+        [*_COMMAND, *trainer, f"name={name}"],
         cwd=ROOT,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

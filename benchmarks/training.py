@@ -1,12 +1,11 @@
-"""Training steps: against a plain PyTorch loop, batches sorted by length against padded ones, two processes against one.
+"""Training steps: against a plain PyTorch loop, batches sorted by length against drawn ones, two processes against one.
 
     python benchmarks/training.py            (about 10 minutes, 2 cores)
     python benchmarks/training.py --check    exit code 1 where Lightning costs more than 5%, or sorting does not pay
 
-All on a simulated cohort whose records are cut at random, so that patients differ in length, with ``model=base``. Rounds
-of the two sides alternate, and medians are compared. A step is: load, forward, backward, clip, AdamW, running average.
-On a GPU also: share of the peak (MFU), compiled against not, bfloat16 against float32. Writes
-``benchmarks/results/training.json`` (see ``record.py``).
+All on a simulated cohort with ``model=base``. Rounds of the two sides alternate, and medians are compared. A step is:
+load, forward, backward, clip, AdamW, running average. On a GPU also: share of the peak (MFU), compiled against not,
+bfloat16 against float32. Writes ``benchmarks/results/training.json`` (see ``record.py``).
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ from ican_ml.training.distributed import Ranks, together
 from ican_ml.training.module import PatientModule
 from ican_ml.training.wide import cross_fit, fit_wide
 
-SUBJECTS, EVENTS, ROUNDS, PATIENTS, BATCH = 1500, 256, 7, 768, 96
+SUBJECTS, EVENTS, ROUNDS, PATIENTS, BATCH = 1500, 256, 15, 768, 96
 OVERHEAD = 0.05
 _FOLDER = ROOT / "cohorts" / "training-benchmark"
 

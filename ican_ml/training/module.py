@@ -70,8 +70,7 @@ class PatientModule(lightning.LightningModule):
         with torch.no_grad():
             mean: list[Tensor] = list(self.average.parameters())
             now: list[Tensor] = list(self.network.parameters())
-            torch._foreach_mul_(mean, decay)
-            torch._foreach_add_(mean, torch._foreach_mul(now, 1 - decay))
+            torch._foreach_lerp_(mean, now, 1 - decay)
             self.is_averaged.fill_(True)
 
     def configure_optimizers(self) -> Any:

@@ -1,4 +1,4 @@
-"""How hard the machine works: peak memory, floating point operations of the model, and their share of what a GPU can do.
+"""How hard the machine works: peak memory, the model's floating point operations, their share of what a GPU can do.
 
 Model FLOP utilisation (Chowdhery et al. 2022, arXiv:2204.02311): the operations that a step's arithmetic needs, three
 times those of its forward pass, over the time it took and the peak of the device. Only matrix products are counted.
@@ -30,7 +30,7 @@ def flops_per_token(network: PatientTransformer, batch: Batch) -> float:
     devices = [torch.cuda.current_device()] if batch["summary"].is_cuda else []
     with torch.random.fork_rng(devices=devices), torch.no_grad(), FlopCounterMode(display=False) as counter:
         network.member_outputs(batch)
-    return 3 * counter.get_total_flops() / max(1, int(batch[TOKENS]))
+    return 3.0 * float(counter.get_total_flops()) / max(1, int(batch[TOKENS]))
 
 
 def device_peak(precision: str) -> float | None:
