@@ -9,6 +9,7 @@ import json
 import logging
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
@@ -71,7 +72,15 @@ def fit_key(config: RunConfig, prepared: Prepared, name: str, *parts: str) -> st
     return stage_key(used, *of, prepared.data_hash, name, ican_ml.__version__)
 
 
-def fit_stage(config: RunConfig, prepared: Prepared, folder: RunFolder, name: str) -> Stage:
+def fit_stage(
+    config: RunConfig,
+    prepared: Prepared,
+    folder: RunFolder,
+    name: str,
+    *,
+    report: Callable[[int, float], None] | None = None,
+) -> Stage:
+    """The fit of the fold ``name``, done now or before; ``report`` as in :func:`ican_ml.training.loop.fit`."""
     stage = folder.stage(f"{name}/fit", fit_key(config, prepared, name, "model", "training", "trainer"))
     if stage.is_done:
         _log.info("%s: already fitted", name)
@@ -115,6 +124,7 @@ def fit_stage(config: RunConfig, prepared: Prepared, folder: RunFolder, name: st
         earlier=earlier,
         curve_file=folder.root / "logs" / f"{name}.csv",
         loggers=run_loggers(config.logger, folder.root, name),
+        report=report,
     )
     close_loggers(folder.root)
     applicability = fit_embedding(
@@ -135,6 +145,7 @@ def fit_stage(config: RunConfig, prepared: Prepared, folder: RunFolder, name: st
     stage.finish(
         {
             "curve": result.curve,
+            "tuning_loss": result.tuning_loss,
             "seconds": seconds,
             "calibration": calibration,
             "resistance": resistance,

@@ -11,6 +11,7 @@ import logging
 import subprocess
 import sys
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -52,22 +53,25 @@ from ican_ml.results import (
     write_run_report,
 )
 from ican_ml.run_folder import RunFolder, Stage, data_hash, stage_key
+from ican_ml.sweep.trial import Report
+from ican_ml.sweep.trial import run_trial as tell_trial
 from ican_ml.training.resistance import Resistance
 
 _log = logging.getLogger(__name__)
 Int64 = npt.NDArray[np.int64]
 
 
+def start(config: RunConfig) -> float | None:
+    """What ``train.py`` does: a run or, for a sweep, a trial, whose value it gives."""
+    if config.trial.study:
+        return run_trial(config)
+    run(config)
+    return None
+
+
 def run(config: RunConfig) -> Path:
     """Run everything that is not done yet; returns the run's folder."""
-    if config.trainer.accelerator in ("cuda", "gpu") and not torch.cuda.is_available():
-        raise ValueError("trainer.accelerator: expected a GPU that torch can use, found none; set trainer=cpu")
-    folder = RunFolder(Path(config.runs) / config.name)
-    _log_to(folder.root / "log.txt")
-    torch.set_num_threads(config.trainer.threads or torch.get_num_threads())
-    write_config(config, folder.private)
-    prepared = prepare(config)
-    folder.write_origin(prepared.data_hash)
+    folder, prepared = _begin(config, Path(config.runs) / config.name)
     observed = observations(config, prepared) if config.discover else None
     fitted = {name: fit_stage(config, prepared, folder, name) for name in prepared.splits}
     scores = [_score_fold(config, prepared, folder, name, stage) for name, stage in fitted.items()]
@@ -83,6 +87,41 @@ def run(config: RunConfig) -> Path:
     audit = _audit(config, prepared, scores, folder)
     _conclude(config, prepared, scores, results, audit, folder, difference)
     return folder.root
+
+
+def run_trial(config: RunConfig) -> float | None:
+    """A trial of a sweep: fit every fold, score and export nothing; gives the mean tuning loss, and tells the study."""
+    root = config.trial.root(Path(config.runs))
+    return tell_trial(config.trial, partial(_tuning_loss, config, root), root=root)
+
+
+def _tuning_loss(config: RunConfig, root: Path, report: Report) -> float:
+    """The mean of the folds' best tuning losses, reported by epoch; a later fold's epochs count on."""
+    if config.trainer.devices > 1:
+        raise ValueError(f"trainer.devices: expected 1 in a sweep, got {config.trainer.devices}")
+    folder, prepared = _begin(config, root)
+    losses: list[float] = []
+
+    def told(epoch: int, loss: float) -> None:
+        fold = list(prepared.splits)[len(losses)]
+        where = f"epoch {epoch}" + (f" of {fold}" if len(prepared.splits) > 1 else "")
+        report(len(losses) * config.training.epochs + epoch, float(np.mean([*losses, loss])), where)
+
+    for name in prepared.splits:
+        losses.append(fit_stage(config, prepared, folder, name, report=told).result()["tuning_loss"])
+    return float(np.mean(losses))
+
+
+def _begin(config: RunConfig, root: Path) -> tuple[RunFolder, Prepared]:
+    if config.trainer.accelerator in ("cuda", "gpu") and not torch.cuda.is_available():
+        raise ValueError("trainer.accelerator: expected a GPU that torch can use, found none; set trainer=cpu")
+    folder = RunFolder(root)
+    _log_to(folder.root / "log.txt")
+    torch.set_num_threads(config.trainer.threads or torch.get_num_threads())
+    write_config(config, folder.private)
+    prepared = prepare(config)
+    folder.write_origin(prepared.data_hash)
+    return folder, prepared
 
 
 def _score_fold(config: RunConfig, prepared: Prepared, folder: RunFolder, name: str, fitted: Stage) -> Scores:

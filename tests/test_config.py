@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
-from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
 from ican_ml.config import (
@@ -25,6 +24,7 @@ from ican_ml.config import (
     TaskConfig,
 )
 from ican_ml.inputs.fit import InputConfig
+from ican_ml.sweep.sweeper import register
 from ican_ml.targets.config import TargetsConfig
 from ican_ml.training.config import TrainerConfig, TrainingConfig
 
@@ -49,7 +49,7 @@ def _folder_of_cohorts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def composed(*overrides: str) -> RunConfig:
-    ConfigStore.instance().store(name="run_config", node=RunConfig)
+    register(RunConfig)
     with initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)):
         config = OmegaConf.to_object(compose("config", list(overrides)))
     assert isinstance(config, RunConfig)

@@ -8,7 +8,7 @@ import logging
 import sys
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,12 +38,15 @@ _log = logging.getLogger(__name__)
 class FitResult:
     """The fitted network, its losses by epoch (``{"epoch", "train_loss", "tuning_loss"}`` each), its calibration.
 
+    ``tuning_loss``: that of the network returned.
+
     ``resistance``: which altered genes make a tumour resist which drugs, where that was searched for.
     """
 
     network: PatientTransformer
     curve: tuple[dict[str, float], ...]
     calibration: Mapping[str, Calibration]
+    tuning_loss: float
     resistance: tuple[Resistance, ...] = ()
 
 
@@ -54,10 +57,13 @@ class _Progress(Callback):
     training had stopped early.
     """
 
-    def __init__(self, loader: PatientLoader, curve_file: Path | None) -> None:
+    def __init__(
+        self, loader: PatientLoader, curve_file: Path | None, report: Callable[[int, float], None] | None
+    ) -> None:
         self.rows: list[dict[str, float]] = []
         self._curve_file = curve_file
         self._loader = loader
+        self._report = report
         self._loss = self._patients = 0.0
         self._start = self._epoch_start = self._batch_end = time.monotonic()
         self._loading, self._seen = 0.0, 0
@@ -103,6 +109,8 @@ class _Progress(Callback):
             self._seen / trained,
             100 * self._loading / trained,
         )
+        if self._report is not None:
+            self._report(trainer.current_epoch + 1, losses["tuning_loss"])
 
     def state_dict(self) -> dict[str, Any]:
         return {"rows": list(self.rows), "running": (self._loss, self._patients), "loader": self._loader.state_dict()}
@@ -137,12 +145,14 @@ def fit(
     earlier: PatientTransformer | None = None,
     curve_file: Path | None = None,
     loggers: Sequence[lightning.pytorch.loggers.Logger] = (),
+    report: Callable[[int, float], None] | None = None,
 ) -> FitResult:
     """Fit on ``train``, stop by ``tuning`` and calibrate on it; the state to resume from lives in ``folder``.
 
     ``subject`` [N] says whose state each patient is. A ``last.ckpt`` in ``folder`` is gone on from: the
     caller removes it when configuration or data have changed. ``earlier`` is a pretrained network under the same schema
-    but for the tasks. ``curve_file`` gets the losses by epoch as CSV.
+    but for the tasks. ``curve_file`` gets the losses by epoch as CSV. ``report`` is called after each epoch with its
+    number, from 1, and its tuning loss; what it raises ends the fit.
     """
     if trainer.threads:
         torch.set_num_threads(trainer.threads)
@@ -163,12 +173,14 @@ def fit(
     resume = folder / "last.ckpt"
     if not model.deep:
         calibration = calibrate(network, tuning, subject, coverage=training.coverage)
-        return FitResult(network=network.eval(), curve=(), calibration=calibration)
+        return FitResult(
+            network=network.eval(), curve=(), calibration=calibration, tuning_loss=dict(wide.path)[wide.strength]
+        )
     train = cross_fit(network, train, subject, strength=wide.strength, seed=seed)
     network.train()
     loader = PatientLoader(train, batch_size=training.batch_size, seed=seed)
     module = PatientModule(network, training, steps=-(-len(loader) // trainer.accumulate) * training.epochs)
-    progress = _Progress(loader, curve_file)
+    progress = _Progress(loader, curve_file, report)
     checkpoints = [
         ModelCheckpoint(folder, filename="best", monitor="tuning_loss", save_last=False, enable_version_counter=False),
         ModelCheckpoint(
@@ -233,6 +245,7 @@ def fit(
         network=network.eval(),
         curve=tuple(progress.rows),
         calibration=calibration,
+        tuning_loss=min(row["tuning_loss"] for row in progress.rows),
         resistance=tuple(resistance),
     )
 
