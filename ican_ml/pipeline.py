@@ -92,7 +92,11 @@ def run(config: RunConfig) -> Path:
 def run_trial(config: RunConfig) -> float | None:
     """A trial of a sweep: fit every fold, score and export nothing; gives the mean tuning loss, and tells the study."""
     root = config.trial.root(Path(config.runs))
-    return tell_trial(config.trial, partial(_tuning_loss, config, root), root=root)
+    try:
+        return tell_trial(config.trial, partial(_tuning_loss, config, root), root=root)
+    finally:  # the next trial may run in this process
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
 
 def _tuning_loss(config: RunConfig, root: Path, report: Report) -> float:

@@ -186,6 +186,8 @@ def made_of(study: optuna.Study) -> dict[str, Any]:
 
 
 def _differences(known: Any, made: Any, at: str = "") -> set[str]:
+    if isinstance(known, dict) or isinstance(made, dict):
+        known, made = ({} if part is None else part for part in (known, made))
     if isinstance(known, dict) and isinstance(made, dict):
         parts = (_differences(known.get(n), made.get(n), f"{at}.{n}" if at else n) for n in known.keys() | made.keys())
         return set().union(*parts)

@@ -144,7 +144,9 @@ def _range(sweep: RangeSweep) -> BaseDistribution:
     return _numbers(start, last, step, sweep)
 
 
-def _numbers(low: float, high: float, step: float | None, sweep: IntervalSweep | RangeSweep) -> BaseDistribution:
+def _numbers(
+    low: int | float, high: int | float, step: int | float | None, sweep: IntervalSweep | RangeSweep
+) -> BaseDistribution:
     from optuna.distributions import FloatDistribution, IntDistribution
 
     log = "log" in sweep.tags

@@ -50,7 +50,7 @@ def without_password(url: str) -> str:
     if parsed.password is None:
         return url
     os.environ[PASSWORD] = str(parsed.password)
-    return parsed.set(password=None).render_as_string(hide_password=False)
+    return parsed._replace(password=None).render_as_string(hide_password=False)
 
 
 def open_study(url: str, name: str, *, heartbeat: int = 60, create: bool = False) -> optuna.Study:
