@@ -1,5 +1,6 @@
 """A study of one parameter in a folder, and workers that share it."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,15 +10,28 @@ from sqlalchemy import create_engine, text
 
 from ican_ml.sweep.queue import Queue
 from ican_ml.sweep.space import read_space
-from ican_ml.sweep.storage import default_url
+from ican_ml.sweep.storage import DATABASE, default_url
 from ican_ml.sweep.trial import TrialConfig
 
 Worker = Callable[..., Queue]
 
 
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give a database with Optuna's tables, which take a second to make, and no study."""
+    from optuna.storages import RDBStorage
+
+    folder = tmp_path_factory.mktemp("database")
+    RDBStorage(default_url(folder))
+    return folder / DATABASE
+
+
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return tmp_path / "runs" / "study"
+def folder(tmp_path: Path, empty_database: Path) -> Path:
+    folder = tmp_path / "runs" / "study"
+    folder.mkdir(parents=True)
+    shutil.copy(empty_database, folder)
+    return folder
 
 
 @pytest.fixture

@@ -6,7 +6,8 @@ import pytest
 from optuna.trial import TrialState
 
 from ican_ml.sweep.queue import RETRIES, Queue
-from ican_ml.sweep.storage import open_study, without_password
+from ican_ml.sweep.space import read_space
+from ican_ml.sweep.storage import default_url, open_study, without_password
 from ican_ml.sweep.summary import trial_line
 from ican_ml.sweep.trial import Report, run_trial
 from tests.sweep.conftest import Worker, go_stale, trial_of
@@ -29,13 +30,10 @@ def test_two_workers_share_exactly_as_many_as_asked_for(worker: Worker) -> None:
     assert second.counts().finished == 3
 
 
-def test_the_seed_decides(worker: Worker, tmp_path: Path) -> None:
-    from ican_ml.sweep.space import read_space
-    from ican_ml.sweep.storage import default_url
-
+def test_the_seed_decides(worker: Worker, folder: Path) -> None:
     drawn = [claim.params for claim in worker().claim(2)]
-    again, space = tmp_path / "again", read_space({"x": "interval(0, 1)"}, [])
-    other = Queue(again, default_url(again), "again", space, trials=4, seed=7, heartbeat=60, made={})
+    space = read_space({"x": "interval(0, 1)"}, [])
+    other = Queue(folder, default_url(folder), "again", space, trials=4, seed=7, heartbeat=60, made={})
     assert [claim.params for claim in other.claim(2)] == drawn
 
 

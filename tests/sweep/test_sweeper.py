@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -46,9 +47,11 @@ def _loss(config: RunConfig, report: Report) -> float:
 
 
 @pytest.fixture
-def sweep(tmp_path: Path) -> Iterator[Run]:
+def sweep(tmp_path: Path, empty_database: Path) -> Iterator[Run]:
     """Run a sweep of `_task` in this process, without reading the command line."""
     register(RunConfig)
+    (tmp_path / "runs" / "response").mkdir(parents=True)
+    shutil.copy(empty_database, tmp_path / "runs" / "response")
 
     def run(*arguments: str, objective: Callable[[RunConfig, Report], float] = _loss) -> float | None:
         with initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "configs")):
@@ -76,21 +79,21 @@ def _narrow(*arguments: str) -> list[str]:
 
 
 def test_a_sweep_runs_reports_and_goes_on(sweep: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    best = sweep(*_narrow("hydra.sweeper.trials=5", "split=hash", "training.epochs=7"))
+    best = sweep(*_narrow("hydra.sweeper.trials=4", "split=hash", "training.epochs=7"))
     folder = tmp_path / "runs" / "response"
     study = open_study(default_url(folder), "response")
-    assert [trial.state.name for trial in study.trials] == ["COMPLETE"] * 5
+    assert [trial.state.name for trial in study.trials] == ["COMPLETE"] * 4
     assert best == study.best_value
     told = capsys.readouterr().err
-    assert told.count("  trial ") == 5
+    assert told.count("  trial ") == 4
     assert f"best: trial {study.best_trial.number}, tuning loss {best:.5f}; learning_rate=" in told
     assert f"ican sweep-report {folder}" in told
 
-    sweep(*_narrow("hydra.sweeper.trials=6", "split=hash", "training.epochs=7"))
-    assert "study response: 5 of 6 trials finished" in capsys.readouterr().err
-    assert len(study.trials) == 6
+    sweep(*_narrow("hydra.sweeper.trials=5", "split=hash", "training.epochs=7"))
+    assert "study response: 4 of 5 trials finished" in capsys.readouterr().err
+    assert len(study.trials) == 5
     with pytest.raises(HydraException, match=r"got others \(settings\.training\.epochs\)"):
-        sweep(*_narrow("hydra.sweeper.trials=6", "split=hash", "training.epochs=8"))
+        sweep(*_narrow("hydra.sweeper.trials=5", "split=hash", "training.epochs=8"))
 
     ican(["sweep-report", str(folder), "--experiment", str(tmp_path / "configs" / "experiment" / "tuned.yaml")])
     told = capsys.readouterr().out
