@@ -84,7 +84,10 @@ class ParallelAxes:
             parts.append(f'<path d="M{x:.1f} {self._y(1):.0f}V{self._y(0):.0f}" class="axis"/>')
             short = html.escape(name.rpartition(".")[2])
             y = _AXES_HEIGHT - 30 + 13 * (axis % 2)
-            parts.append(f'<text x="{x:.1f}" y="{y:.0f}" class="tick" text-anchor="middle">{short}</text>')
+            at, anchor = (4.0, "start") if axis == 0 else (x, "middle")
+            if axis == len(self.axes) - 1:
+                at, anchor = _AXES_WIDTH - 4, "end"
+            parts.append(f'<text x="{at:.1f}" y="{y:.0f}" class="tick" text-anchor="{anchor}">{short}</text>')
             for number, mark in enumerate(marks):
                 y = self._y(number / max(1, len(marks) - 1)) + 3.5
                 parts.append(f'<text x="{x + 4:.1f}" y="{y:.1f}" class="tick">{html.escape(mark)}</text>')
@@ -147,7 +150,11 @@ def _curves(trials: Sequence[optuna.trial.FrozenTrial]) -> Chart:
     )
     labelled: set[str] = set()
     for trial in [*(t for t in drawn if t is not best), *([best] if best else [])]:
-        name = "best" if trial is best else {"COMPLETE": "complete", "PRUNED": "pruned"}.get(trial.state.name, "other")
+        name = (
+            "best"
+            if trial is best
+            else {"COMPLETE": "complete", "PRUNED": "pruned"}.get(trial.state.name, "lost or open")
+        )
         color = {"best": _GOOD, "complete": _OTHER}.get(name, _PRUNED)
         x, y = (np.array(part, float) for part in zip(*sorted(trial.intermediate_values.items()), strict=True))
         chart.line(x, y, color=color, label="" if name in labelled else name)
@@ -162,7 +169,7 @@ def _parallel(complete: Sequence[optuna.trial.FrozenTrial]) -> ParallelAxes:
     known = {name: of for trial in ranked for name, of in trial.distributions.items()}
     places = {name: _Axis(of) for name, of in known.items()}
     return ParallelAxes(
-        title="Parameters of the complete trials (the best fifth in colour)",
+        title="Complete trials, the best fifth in colour",
         axes={**{name: axis.marks for name, axis in places.items()}, "tuning loss": [f"{low:.4g}", f"{high:.4g}"]},
         lines=[
             [axis.place(trial.params[name]) for name, axis in places.items() if name in trial.params]

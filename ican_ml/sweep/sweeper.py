@@ -94,6 +94,8 @@ class StudySweeper(Sweeper):
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.hydra_context, self.config = hydra_context, config
+        with open_dict(config):
+            config.hydra.sweep.dir = str(Path(config.runs) / config.hydra.sweeper.study)  # for what a launcher writes
         self.launcher = Plugins.instance().instantiate_launcher(hydra_context, task_function, config)
 
     def sweep(self, arguments: list[str]) -> float | None:
@@ -103,7 +105,9 @@ class StudySweeper(Sweeper):
 
             settings, queue, groups, space = self._prepare(arguments)
         except ImportError as error:
-            raise HydraException(f"{error.name} is not installed; pip install 'ican_ml[sweep]'") from None
+            raise HydraException(
+                f"{str(error.name).partition('.')[0]} is not installed; pip install 'ican_ml[sweep]'"
+            ) from None
         except ValueError as error:
             raise HydraException(str(error)) from None
         folder = self._folder(settings)
