@@ -1,6 +1,6 @@
 """Two workers on one study, killed now and then: is every trial run once, and does every one end?
 
-    python benchmarks/sweeps.py            20 trials (about 10 minutes, 2 cores)
+    python benchmarks/sweeps.py            20 trials (two to five minutes, 2 cores)
     python benchmarks/sweeps.py --check    exit code 1 where a trial is lost, run twice, or too many or few are finished
 
 Two processes share a study on SQLite. One of them gets SIGKILL in the middle of a trial, and is started again; later
