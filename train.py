@@ -1,5 +1,4 @@
 """Train, evaluate and export: ``python train.py experiment=demo``; ``python train.py --help`` shows what can be set.
-
 Hydra composes ``configs/`` and the command line into a typed configuration; everything else is `ican_ml.pipeline`.
 """
 
@@ -7,24 +6,24 @@ import os
 import sys
 
 import hydra
-from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig
 
 from ican_ml.config import RunConfig
 from ican_ml.entry import MISTAKES, is_trial, one_line, typed
 from ican_ml.resources import resource_folder
+from ican_ml.sweep.sweeper import register
 
-ConfigStore.instance().store(name="run_config", node=RunConfig)
+register(RunConfig)
 
 
 @hydra.main(version_base="1.3", config_path=str(resource_folder("configs")), config_name="config")
-def main(composed: DictConfig) -> None:
-    """Run the pipeline; a mistake in configuration or data ends in one clear message."""
+def main(composed: DictConfig) -> float | None:
+    """Run the pipeline, or a sweep's trial; a mistake in configuration or data ends in one clear message."""
     try:
         config = typed(composed)
-        from ican_ml.pipeline import run  # seconds, which a mistake need not wait for
+        from ican_ml.pipeline import start  # seconds, which a mistake need not wait for
 
-        run(config)
+        return start(config)
     except MISTAKES as error:
         if is_trial():
             raise  # to the sweep, which may run on another machine

@@ -81,12 +81,12 @@ def _git(*arguments: str) -> str:
 def composed(*overrides: str) -> RunConfig:
     """The configuration that ``train.py`` would run under these arguments."""
     from hydra import compose, initialize_config_dir
-    from hydra.core.config_store import ConfigStore
     from omegaconf import OmegaConf
 
     from ican_ml.config import RunConfig
+    from ican_ml.sweep.sweeper import register
 
-    ConfigStore.instance().store(name="run_config", node=RunConfig)
+    register(RunConfig)
     with initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "configs")):
         config = OmegaConf.to_object(compose("config", list(overrides)))
     assert isinstance(config, RunConfig)

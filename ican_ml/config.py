@@ -16,6 +16,7 @@ from typing import cast, get_args
 from ican_ml.encoding.backends import Backend
 from ican_ml.inputs.fit import InputConfig
 from ican_ml.model.patient_transformer import ModelConfig
+from ican_ml.sweep.trial import TrialConfig
 from ican_ml.targets.config import TargetsConfig
 from ican_ml.training.config import LoggerConfig, TrainerConfig, TrainingConfig
 
@@ -262,7 +263,9 @@ class EncodingConfig:
 
 @dataclass(kw_only=True, slots=True)
 class RunConfig:
-    """Everything a run depends on. ``discover``: also rank targets and biomarkers (minutes to hours)."""
+    """Everything a run depends on. ``discover``: also rank targets and biomarkers (minutes to hours); ``trial``: set by
+    a sweep.
+    """
 
     name: str = "default"
     runs: str = "runs"
@@ -279,6 +282,7 @@ class RunConfig:
     discover: bool = False
     targets: TargetsConfig = field(default_factory=TargetsConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
+    trial: TrialConfig = field(default_factory=TrialConfig)
 
     def __post_init__(self) -> None:
         if not self.name or any(c in self.name for c in "/\\") or self.name.startswith("."):

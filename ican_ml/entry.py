@@ -19,11 +19,11 @@ _PLUGINS = {"submitit_slurm": "slurm"}
 
 def is_trial() -> bool:
     """Whether this is one of the runs of a sweep (``-m``, or ``launcher=slurm``)."""
-    return HydraConfig.get().mode is RunMode.MULTIRUN
+    return HydraConfig.initialized() and HydraConfig.get().mode is RunMode.MULTIRUN
 
 
 def typed(composed: DictConfig) -> RunConfig:
-    """What Hydra composed, checked. Each trial gets a folder of its own, ``<name>-<number of the trial>``.
+    """What Hydra composed, checked. Each run of a grid gets a folder of its own, ``<name>-<its number>``.
 
     Raises
     ------
@@ -33,7 +33,8 @@ def typed(composed: DictConfig) -> RunConfig:
     merged = OmegaConf.merge(OmegaConf.structured(RunConfig), OmegaConf.to_container(composed))
     config = OmegaConf.to_object(merged)
     assert isinstance(config, RunConfig)
-    return replace(config, name=f"{config.name}-{HydraConfig.get().job.num}") if is_trial() else config
+    named = is_trial() and not config.trial.study  # a study names the folders of its trials
+    return replace(config, name=f"{config.name}-{HydraConfig.get().job.num}") if named else config
 
 
 def one_line(error: Exception) -> str:

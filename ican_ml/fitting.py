@@ -27,6 +27,7 @@ from ican_ml.training.applicability import fit_embedding
 from ican_ml.training.distributed import Ranks
 from ican_ml.training.loggers import check_loggers, close_loggers, run_loggers
 from ican_ml.training.loop import fit
+from ican_ml.training.progress import Report
 
 _log = logging.getLogger(__name__)
 _SUBJECTS = "subjects.npz"
@@ -72,8 +73,16 @@ def fit_key(config: RunConfig, prepared: Prepared, name: str, *parts: str) -> st
     return stage_key(used, *of, prepared.data_hash, name, ican_ml.__version__)
 
 
-def fit_stage(config: RunConfig, prepared: Prepared, folder: RunFolder, name: str, ranks: Ranks | None = None) -> Stage:
-    """The fit of one fold, done now or before; ``ranks`` train with this process."""
+def fit_stage(
+    config: RunConfig,
+    prepared: Prepared,
+    folder: RunFolder,
+    name: str,
+    *,
+    ranks: Ranks | None = None,
+    report: Report | None = None,
+) -> Stage:
+    """The fit of the fold ``name``, done now or before; ``ranks`` and ``report`` as in `ican_ml.training.loop.fit`."""
     stage = folder.stage(f"{name}/fit", fit_key(config, prepared, name, "model", "training", "trainer"))
     if stage.is_done:
         _log.info("%s: already fitted", name)
@@ -119,6 +128,7 @@ def fit_stage(config: RunConfig, prepared: Prepared, folder: RunFolder, name: st
         ranks=ranks,
         curve_file=folder.root / "logs" / f"{name}.csv",
         loggers=run_loggers(config.logger, folder.root, name),
+        report=report,
     )
     close_loggers(folder.root)
     applicability = fit_embedding(
@@ -139,6 +149,7 @@ def fit_stage(config: RunConfig, prepared: Prepared, folder: RunFolder, name: st
     stage.finish(
         {
             "curve": result.curve,
+            "tuning_loss": result.tuning_loss,
             "seconds": seconds,
             "calibration": calibration,
             "resistance": resistance,

@@ -11,6 +11,7 @@ import logging
 import subprocess
 import sys
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,6 +28,7 @@ from ican_ml.cohort.cohort import Cohort
 from ican_ml.cohort.simulate_truth import read_truth
 from ican_ml.config import RunConfig, write_config
 from ican_ml.discovery import PAGE, discover_targets, observations
+from ican_ml.entry import is_trial
 from ican_ml.evaluation.conformal import calibrations
 from ican_ml.fitting import fit_key, fit_stage
 from ican_ml.fold import (
@@ -53,12 +55,23 @@ from ican_ml.results import (
 )
 from ican_ml.run_folder import RunFolder, Stage, data_hash, stage_key
 from ican_ml.stopping import stoppable
+from ican_ml.sweep.trial import Report
+from ican_ml.sweep.trial import run_trial as tell_trial
 from ican_ml.training.deep import dismiss, follow
 from ican_ml.training.distributed import Ranks, started_outside, together
+from ican_ml.training.loggers import check_loggers
 from ican_ml.training.resistance import Resistance
 
 _log = logging.getLogger(__name__)
 Int64 = npt.NDArray[np.int64]
+
+
+def start(config: RunConfig) -> float | None:
+    """What ``train.py`` does: a run or, for a sweep, a trial, whose value it gives."""
+    if config.trial.study:
+        return run_trial(config)
+    run(config)
+    return None
 
 
 def run(config: RunConfig) -> Path:
@@ -66,9 +79,7 @@ def run(config: RunConfig) -> Path:
 
     A signal to stop ends it with its state saved; under SLURM, SIGUSR1 also puts the job back into the queue.
     """
-    if config.trainer.accelerator in ("cuda", "gpu") and not torch.cuda.is_available():
-        raise ValueError("trainer.accelerator: expected a GPU that torch can use, found none; set trainer=cpu")
-    _refuse_processes_in_multirun(config)
+    _check(config)
     with together(config.trainer, json.dumps(asdict(config), default=str)) as ranks, stoppable(ranks):
         if ranks.rank:
             follow(ranks)
@@ -78,14 +89,9 @@ def run(config: RunConfig) -> Path:
 
 
 def _run(config: RunConfig, ranks: Ranks) -> None:
-    folder = RunFolder(Path(config.runs) / config.name)
-    _log_to(folder.root / "log.txt")
-    torch.set_num_threads(config.trainer.threads or torch.get_num_threads())
-    write_config(config, folder.private)
-    prepared = prepare(config)
-    folder.write_origin(prepared.data_hash)
+    folder, prepared = _begin(config, Path(config.runs) / config.name)
     observed = observations(config, prepared) if config.discover else None
-    fitted = {name: fit_stage(config, prepared, folder, name, ranks) for name in prepared.splits}
+    fitted = {name: fit_stage(config, prepared, folder, name, ranks=ranks) for name in prepared.splits}
     dismiss(ranks)
     scores = [_score_fold(config, prepared, folder, name, stage) for name, stage in fitted.items()]
     results = [
@@ -101,16 +107,54 @@ def _run(config: RunConfig, ranks: Ranks) -> None:
     _conclude(config, prepared, scores, results, audit, folder, difference)
 
 
-def _refuse_processes_in_multirun(config: RunConfig) -> None:
-    from hydra.core.hydra_config import HydraConfig
-    from hydra.types import RunMode
-
+def _check(config: RunConfig) -> None:
+    """Find at once what this machine, or a sweep, cannot do."""
+    if config.trainer.accelerator in ("cuda", "gpu") and not torch.cuda.is_available():
+        raise ValueError("trainer.accelerator: expected a GPU that torch can use, found none; set trainer=cpu")
+    check_loggers(config.logger)
     asked = config.trainer.devices * config.trainer.nodes
-    if asked > 1 and HydraConfig.initialized() and HydraConfig.get().mode is RunMode.MULTIRUN and not started_outside():
+    if asked > 1 and is_trial() and (config.trial.study or not started_outside()):
         raise ValueError(
-            f"trainer.devices: expected one process a trial in a multirun (-m), got {asked}; leave trainer.devices=1 "
-            "and start several workers, or give each trial its processes with launcher=slurm"
+            f"trainer.devices: expected one process a trial in a multirun (-m), got {asked}; set trainer.devices=1 and "
+            "start several workers, or give the trials of a grid their processes with launcher=slurm"
         )
+
+
+def run_trial(config: RunConfig) -> float | None:
+    """A trial of a sweep: fit every fold, score and export nothing; gives the mean tuning loss, and tells the study."""
+    _check(config)
+    root = config.trial.root(Path(config.runs))
+    try:
+        with stoppable(Ranks()):
+            return tell_trial(config.trial, partial(_tuning_loss, config, root), root=root)
+    finally:  # the next trial may run in this process
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def _tuning_loss(config: RunConfig, root: Path, report: Report) -> float:
+    """The mean of the folds' best tuning losses, reported by epoch; a later fold's epochs count on."""
+    folder, prepared = _begin(config, root)
+    losses: list[float] = []
+
+    def told(epoch: int, loss: float) -> None:
+        fold = list(prepared.splits)[len(losses)]
+        where = f"epoch {epoch}" + (f" of {fold}" if len(prepared.splits) > 1 else "")
+        report(len(losses) * config.training.epochs + epoch, float(np.mean([*losses, loss])), where)
+
+    for name in prepared.splits:
+        losses.append(fit_stage(config, prepared, folder, name, report=told).result()["tuning_loss"])
+    return float(np.mean(losses))
+
+
+def _begin(config: RunConfig, root: Path) -> tuple[RunFolder, Prepared]:
+    folder = RunFolder(root)
+    _log_to(folder.root / "log.txt")
+    torch.set_num_threads(config.trainer.threads or torch.get_num_threads())
+    write_config(config, folder.private)
+    prepared = prepare(config)
+    folder.write_origin(prepared.data_hash)
+    return folder, prepared
 
 
 def _score_fold(config: RunConfig, prepared: Prepared, folder: RunFolder, name: str, fitted: Stage) -> Scores:

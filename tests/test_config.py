@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
-from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
@@ -27,6 +26,7 @@ from ican_ml.config import (
 )
 from ican_ml.entry import typed
 from ican_ml.inputs.fit import InputConfig
+from ican_ml.sweep.sweeper import register
 from ican_ml.targets.config import TargetsConfig
 from ican_ml.training.config import LoggerConfig, TrainerConfig, TrainingConfig
 
@@ -52,7 +52,7 @@ def _folder_of_cohorts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def composed(*overrides: str) -> RunConfig:
-    ConfigStore.instance().store(name="run_config", node=RunConfig)
+    register(RunConfig)
     with initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)):
         config = OmegaConf.to_object(compose("config", list(overrides)))
     assert isinstance(config, RunConfig)
@@ -134,7 +134,7 @@ def test_without_its_plugin_a_launcher_says_what_to_install(tmp_path: Path) -> N
 
 def test_each_trial_of_a_sweep_has_a_folder_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(HydraConfig, "_instances", {}, raising=False)
-    ConfigStore.instance().store(name="run_config", node=RunConfig)
+    register(RunConfig)
     names = []
     for mode in ("hydra.mode=MULTIRUN", "hydra.mode=RUN"):
         for number in range(2):

@@ -31,6 +31,7 @@ ROOMS = (
     ("targets",),
     ("bundle",),
     ("serving",),
+    ("sweep",),
     ("config", "results", "run_folder"),
     ("entry", "fold", "transfer"),
     ("audit", "prepare", "release"),
@@ -67,7 +68,7 @@ COHORT_MODULES = ("ican_ml.serving.align", "ican_ml.serving.cohort", "ican_ml.tr
 # What training may use and serving, encoding and the model may not, or only in the file made for it.
 TRAINING_LIBRARIES = {
     *("anndata", "hydra", "lightning", "omegaconf", "pandas", "polars", "pyarrow", "pytorch_lightning", "wandb"),
-    *("matplotlib", "meds", "sklearn", "torchsurv", "xgboost"),
+    *("matplotlib", "meds", "optuna", "sqlalchemy", "sklearn", "torchsurv", "xgboost"),
 }
 HEAVY_LIBRARIES = TRAINING_LIBRARIES | {"cupy", "numba", "onnx", "onnxscript", "torch"}
 BACKENDS = {"ican_ml.encoding.cpu": "numba", "ican_ml.encoding.cuda_device": "cupy"}

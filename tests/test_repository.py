@@ -115,7 +115,7 @@ def test_constraints_pin_what_is_installed_to_test() -> None:
 
     project = tomllib.loads(_read("pyproject.toml"))["project"]
     asked = list(project["dependencies"])
-    for extra in ("train", "cohort", "serve", "tensorboard", "test", "kernels", "dev"):
+    for extra in ("train", "cohort", "serve", "sweep", "tensorboard", "test", "kernels", "dev"):
         asked += project["optional-dependencies"][extra]
     names = {re.sub(r"[-_.]+", "-", re.split(r"[\[<>=!~; ]", line)[0]).lower() for line in asked}
     assert names - set(pins) == {"ican-ml"}, "an extra may hold another"

@@ -18,7 +18,7 @@ import numpy as np
 from ican_ml.evaluation.bootstrap import Interval
 from ican_ml.evaluation.curves import Curve, LearningCurve, TaskCurves
 from ican_ml.evaluation.evaluate import PRIMARY_METRIC, GroupMetrics, TaskMetrics, mean_and_sd
-from ican_ml.evaluation.svg import PALETTE, Chart
+from ican_ml.evaluation.svg import PALETTE, Chart, Drawing
 from ican_ml.evaluation.table import Cell, MeanSd, format_cell, summary_table
 
 METRIC_NAMES = {
@@ -74,7 +74,7 @@ class Section:
     title: str
     rows: Sequence[Mapping[str, Cell]] = ()
     notes: Sequence[str] = ()
-    charts: Sequence[Chart] = ()
+    charts: Sequence[Drawing] = ()
 
     def text(self) -> str:
         """Plain text."""
@@ -225,7 +225,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
     return "\n".join([*lines, "</tbody></table></div>"])
 
 
-def _figures(charts: Sequence[Chart]) -> str:
+def _figures(charts: Sequence[Drawing]) -> str:
     if not charts:
         return ""
     figures = "\n".join(f"<figure>{chart.render()}</figure>" for chart in charts)

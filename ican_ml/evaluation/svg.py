@@ -9,6 +9,7 @@ import html
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 
@@ -19,6 +20,13 @@ PALETTE = ("#1f4e8c", "#d1762b", "#3a8f5c", "#8a8f98", "#8f4a8a", "#b03a48", "#5
 _WIDTH, _HEIGHT = 420.0, 330.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 54.0, 14.0, 34.0, 46.0
 _LEGEND_LINE = 16.0
+
+
+class Drawing(Protocol):
+    """What a page can show."""
+
+    def render(self) -> str:
+        """One SVG element."""
 
 
 @dataclass(kw_only=True, slots=True)
