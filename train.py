@@ -1,4 +1,5 @@
 """Train, evaluate and export: ``python train.py experiment=demo``; ``python train.py --help`` shows what can be set.
+
 Hydra composes ``configs/`` and the command line into a typed configuration; everything else is `ican_ml.pipeline`.
 """
 

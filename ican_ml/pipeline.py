@@ -113,7 +113,7 @@ def _check(config: RunConfig) -> None:
         raise ValueError("trainer.accelerator: expected a GPU that torch can use, found none; set trainer=cpu")
     check_loggers(config.logger)
     asked = config.trainer.devices * config.trainer.nodes
-    if asked > 1 and is_trial() and (config.trial.study or not started_outside()):
+    if asked > 1 and (config.trial.study or (is_trial() and not started_outside())):
         raise ValueError(
             f"trainer.devices: expected one process a trial in a multirun (-m), got {asked}; set trainer.devices=1 and "
             "start several workers, or give the trials of a grid their processes with launcher=slurm"
@@ -122,7 +122,6 @@ def _check(config: RunConfig) -> None:
 
 def run_trial(config: RunConfig) -> float | None:
     """A trial of a sweep: fit every fold, score and export nothing; gives the mean tuning loss, and tells the study."""
-    _check(config)
     root = config.trial.root(Path(config.runs))
     try:
         with stoppable(Ranks()):
@@ -134,6 +133,7 @@ def run_trial(config: RunConfig) -> float | None:
 
 def _tuning_loss(config: RunConfig, root: Path, report: Report) -> float:
     """The mean of the folds' best tuning losses, reported by epoch; a later fold's epochs count on."""
+    _check(config)
     folder, prepared = _begin(config, root)
     losses: list[float] = []
 

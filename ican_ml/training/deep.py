@@ -134,7 +134,8 @@ def _train(
     if on_terminal:
         callbacks.append(TQDMProgressBar())
     several = _Sharded() if sharded else DDPStrategy(broadcast_buffers=False)
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     resume = folder / _LAST
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="lightning")
@@ -142,8 +143,8 @@ def _train(
         warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")  # no in-place use of it
         lightning.Trainer(
             accelerator=trainer.accelerator,
-            devices=trainer.devices,
-            num_nodes=trainer.nodes,
+            devices=trainer.devices if ranks.size > 1 else 1,
+            num_nodes=trainer.nodes if ranks.size > 1 else 1,
             precision=trainer.precision,  # type: ignore[arg-type]
             max_epochs=training.epochs,
             accumulate_grad_batches=trainer.accumulate,
