@@ -47,4 +47,4 @@ def test_one_device_a_trial(cohort: Path, worker: Worker, folder: Path) -> None:
         configured(cohort, folder.parent), trainer=TrainerConfig(devices=2), trial=trial_of(folder, claim.number)
     )
     assert pipeline.start(config) is None
-    assert "trainer.devices: expected 1 in a sweep, got 2" in trial_line(queue.study, claim.number)
+    assert "trainer.devices: expected one process a trial" in trial_line(queue.study, claim.number)

@@ -8,11 +8,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ican_ml.inputs.encode import Float32
 from ican_ml.inputs.schema import InputSchema
@@ -238,3 +239,24 @@ def test_the_log_tells_rates(fitter: Fitter, tmp_path: Path, caplog: pytest.LogC
     fitter(tmp_path)
     line = next(message for message in caplog.messages if message.startswith("epoch 2/2"))
     assert all(unit in line for unit in ("patients/s", "tokens/s", "loading", "GB")), line
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("how", [{"precision": "bf16-mixed"}, {"compile": True}])
+def test_faster_steps_learn_the_same(
+    fitter: Fitter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: dict[str, Any]
+) -> None:
+    """With products in bfloat16, or traced to be compiled: the losses are close, and the weights keep their names."""
+    traced, compiled = [], nn.Module.compile
+
+    def compile_quickly(module: nn.Module, **options: Any) -> None:
+        traced.append(module)
+        compiled(module, backend="eager", **options)  # the default one takes minutes on a CPU
+
+    expected = fitter(tmp_path / "plain")
+    monkeypatch.setattr(nn.Module, "compile", compile_quickly)
+    found = fitter(tmp_path / "fast", trainer=TrainerConfig(threads=1, **how))
+    assert len(traced) == (2 if "compile" in how else 0)
+    assert found.weights.keys() == expected.weights.keys()
+    for one, other in zip(found.curve, expected.curve, strict=True):
+        assert one == pytest.approx(other, abs=1e-4 if "compile" in how else 2e-2)
