@@ -83,6 +83,7 @@ class Cluster:
             **{name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "SBATCH_"))},
             "PATH": _PATH,
             "SLURM_CONF": str(self.folder / "slurm.conf"),
+            "MASTER_ADDR": "127.0.0.1",  # where tasks meet: no resolver knows the second node's name
         }
 
     def __enter__(self) -> Cluster:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-import shutil
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import polars as pl
@@ -29,10 +29,15 @@ def prepare(config: RunConfig) -> Prepared:
     path = Path(config.cohort.path)
     if not path.exists() and config.cohort.simulate.subjects:
         _log.info("simulating %d subjects, seed %d", config.cohort.simulate.subjects, config.cohort.simulate.seed)
-        part = path.with_name(path.name + ".part")
-        shutil.rmtree(part, ignore_errors=True)
-        simulate(part, subjects=config.cohort.simulate.subjects, seed=config.cohort.simulate.seed)
-        part.rename(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as folder:
+            part = Path(folder) / path.name
+            simulate(part, subjects=config.cohort.simulate.subjects, seed=config.cohort.simulate.seed)
+            try:
+                part.rename(path)
+            except OSError:
+                if not path.exists():  # another run that started with this one made the same
+                    raise
     cohort = read_cohort(path, task=config.cohort.family, modalities=config.inputs.modalities)
     if unknown := sorted(set(config.inputs.features) - set(cohort.modalities)):
         raise ValueError(f"inputs.features: expected modalities among {sorted(cohort.modalities)}, got {unknown}")

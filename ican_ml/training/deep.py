@@ -79,7 +79,8 @@ def train_deep(
     Stopped
         If a signal asked for it; the state is saved.
     """
-    _restore(fit.folder / _LAST)
+    for name in (_BEST, _LAST):
+        _restore(fit.folder / name)
     broadcast(fit, ranks)
     return _train(fit, ranks, curve_file, report, loggers)
 

@@ -16,7 +16,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
@@ -27,16 +27,18 @@ from torch import distributed
 from ican_ml.training.config import TrainerConfig
 
 _PIECE = 2**30  # bytes sent at once
+_MEETING = timedelta(minutes=10)
 _PATIENCE = timedelta(days=7)  # while process 0 prepares and evaluates, the others wait
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ranks:
-    """Which process this is, of how many; ``local`` is its number on its node."""
+    """Which process this is, of how many; ``local`` is its number on its node, ``waiting`` the group to wait in."""
 
     rank: int = 0
     size: int = 1
     local: int = 0
+    waiting: Any = None
 
 
 def started_outside() -> Ranks | None:
@@ -87,7 +89,7 @@ def together(config: TrainerConfig, fingerprint: str) -> Iterator[Ranks]:
             children = _start_children(asked, config)
         else:
             _find_address(ranks)
-        meet(on_cpu=config.on_cpu)
+        ranks = meet(ranks, on_cpu=config.on_cpu)
         _agree(fingerprint, ranks)
         yield ranks
     except RuntimeError as error:
@@ -108,9 +110,23 @@ def together(config: TrainerConfig, fingerprint: str) -> Iterator[Ranks]:
         os.environ.update(known)
 
 
-def meet(*, on_cpu: bool) -> None:
-    """Join the group that the environment names, as ``torchrun`` does; waits for the last."""
-    distributed.init_process_group("gloo" if on_cpu else "cpu:gloo,cuda:nccl", timeout=_PATIENCE)
+def meet(ranks: Ranks, *, on_cpu: bool) -> Ranks:
+    """Join the group that the environment names, as ``torchrun`` does.
+
+    Raises
+    ------
+    ValueError
+        If the others are not there within ten minutes.
+    """
+    try:
+        distributed.init_process_group("gloo" if on_cpu else "cpu:gloo,cuda:nccl", timeout=_MEETING)
+    except RuntimeError:
+        place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        raise ValueError(
+            f"expected {ranks.size} processes to meet at {place} within {_MEETING}, they did not; set MASTER_ADDR to a "
+            "name of the first node that all know"
+        ) from None
+    return replace(ranks, waiting=distributed.new_group(backend="gloo", timeout=_PATIENCE))
 
 
 def broadcast(thing: Any, ranks: Ranks) -> Any:
@@ -119,10 +135,10 @@ def broadcast(thing: Any, ranks: Ranks) -> Any:
         return thing
     data = np.frombuffer(_dumped(thing), np.uint8) if ranks.rank == 0 else np.empty(0, np.uint8)
     size = torch.tensor(len(data))
-    distributed.broadcast(size, 0)
+    distributed.broadcast(size, 0, group=ranks.waiting)
     tensor = torch.from_numpy(data.copy()) if ranks.rank == 0 else torch.empty(int(size), dtype=torch.uint8)
     for start in range(0, int(size), _PIECE):
-        distributed.broadcast(tensor[start : start + _PIECE], 0)
+        distributed.broadcast(tensor[start : start + _PIECE], 0, group=ranks.waiting)
     return thing if ranks.rank == 0 else pickle.loads(tensor.numpy().tobytes())
 
 
@@ -167,9 +183,8 @@ def _find_address(ranks: Ranks) -> None:
     if "MASTER_ADDR" not in os.environ:
         from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 
-        address = SLURMEnvironment.resolve_root_node_address(os.environ["SLURM_STEP_NODELIST"])
-        port = 15000 + int(os.environ["SLURM_JOB_ID"]) % 10000
-        os.environ |= {"MASTER_ADDR": address, "MASTER_PORT": str(port)}
+        os.environ["MASTER_ADDR"] = SLURMEnvironment.resolve_root_node_address(os.environ["SLURM_STEP_NODELIST"])
+    os.environ.setdefault("MASTER_PORT", str(15000 + int(os.environ.get("SLURM_JOB_ID", 0)) % 10000))
     os.environ.setdefault("GROUP_RANK", os.environ.get("SLURM_NODEID", "0"))
     os.environ |= {"RANK": str(ranks.rank), "WORLD_SIZE": str(ranks.size), "LOCAL_RANK": str(ranks.local)}
 

@@ -16,12 +16,12 @@ from ican_ml.training.distributed import Ranks, gathered, meet
 def main() -> None:
     """Join, train when asked to, end."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    meet(on_cpu=sys.argv[1] == "cpu")
-    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    gathered(None, size)
+    rank = int(os.environ["RANK"])
     try:
-        follow(Ranks(rank=rank, size=size, local=rank))
-    except RuntimeError:
+        ranks = meet(Ranks(rank=rank, size=int(os.environ["WORLD_SIZE"]), local=rank), on_cpu=sys.argv[1] == "cpu")
+        gathered(None, ranks.size)
+        follow(ranks)
+    except (RuntimeError, ValueError):
         sys.exit(1)  # process 0 says why
 
 

@@ -68,8 +68,8 @@ class PatientModule(lightning.LightningModule):
             return
         decay = self.config.average if self.is_averaged else 0.0
         with torch.no_grad():
-            mean: list[Tensor] = list(self.average.parameters())
-            now: list[Tensor] = list(self.network.parameters())
+            mean: list[Tensor] = [parameter for parameter in self.average.parameters() if parameter.numel()]
+            now: list[Tensor] = [parameter for parameter in self.network.parameters() if parameter.numel()]
             torch._foreach_lerp_(mean, now, 1 - decay)
             self.is_averaged.fill_(True)
 
@@ -126,6 +126,9 @@ def _shard(network: PatientTransformer) -> None:
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
     units: list[nn.Module] = [part for part in network.members.modules() if isinstance(part, Block)]
+    empty = {parameter for parameter in network.parameters() if not parameter.numel()}
+    for parameter in empty:
+        parameter.requires_grad_(False)
     for part in (*units, *network.members, network):
-        fully_shard(part)
+        fully_shard(part, ignored_params=empty)
     register_fsdp_forward_method(network, "member_outputs")
