@@ -121,10 +121,10 @@ def meet(ranks: Ranks, *, on_cpu: bool) -> Ranks:
     try:
         distributed.init_process_group("gloo" if on_cpu else "cpu:gloo,cuda:nccl", timeout=_MEETING)
     except RuntimeError as error:
-        place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        place, said = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}", str(error).partition("\n")[0]
         raise ValueError(
-            f"expected {ranks.size} processes to meet at {place} within {_MEETING}, got: {str(error).splitlines()[0]}; set "
-            "MASTER_ADDR to a name of the first node that all know, MASTER_PORT to a free port"
+            f"expected {ranks.size} processes to meet at {place} within {_MEETING}, got: {said}; set MASTER_ADDR to a "
+            "name of the first node that all know, MASTER_PORT to a free port"
         ) from None
     return replace(ranks, waiting=distributed.new_group(backend="gloo", timeout=_PATIENCE))
 
