@@ -14,6 +14,7 @@ import pickle
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -27,6 +28,7 @@ from torch import distributed
 from ican_ml.training.config import TrainerConfig
 
 _PIECE = 2**30  # bytes sent at once
+_GRACE = 20.0  # seconds for an error to be raised where there is one
 _MEETING = timedelta(minutes=10)
 _PATIENCE = timedelta(days=7)  # while process 0 prepares and evaluates, the others wait
 
@@ -84,9 +86,11 @@ def together(config: TrainerConfig, fingerprint: str) -> Iterator[Ranks]:
     known = dict(os.environ)
     ranks = found or Ranks(size=asked)
     children: list[subprocess.Popen[bytes]] = []
+    over = threading.Event()
     try:
         if found is None:
             children = _start_children(asked, config)
+            threading.Thread(target=_end_without, args=(children, over), daemon=True).start()
         else:
             _find_address(ranks)
         ranks = meet(ranks, on_cpu=config.on_cpu)
@@ -95,11 +99,11 @@ def together(config: TrainerConfig, fingerprint: str) -> Iterator[Ranks]:
     except RuntimeError as error:
         if ranks.rank:
             raise SystemExit(1) from error  # process 0 says why
-        ended = [str(rank) for rank, child in enumerate(children, 1) if child.poll() is not None]
-        if ended:
-            raise ValueError(f"expected {asked} processes to train, lost process {', '.join(ended)}") from error
+        if lost := _lost(children):
+            raise ValueError(lost) from error
         raise
     finally:
+        over.set()
         for child in children:
             assert child.stdin is not None
             child.stdin.close()  # it ends
@@ -176,6 +180,20 @@ def _start_children(size: int, config: TrainerConfig) -> list[subprocess.Popen[b
         environment = os.environ | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
         children.append(subprocess.Popen(command, env=environment, stdin=subprocess.PIPE))
     return children
+
+
+def _lost(children: list[subprocess.Popen[bytes]]) -> str:
+    """Which of them have ended before their time, as a message; nothing where none has."""
+    ended = [str(rank) for rank, child in enumerate(children, 1) if child.poll()]
+    return f"expected {len(children) + 1} processes to train, lost process {', '.join(ended)}" if ended else ""
+
+
+def _end_without(children: list[subprocess.Popen[bytes]], over: threading.Event) -> None:
+    """End this process when it waits for one that is gone: for some waits there is no error, and no other way out."""
+    while not over.wait(1.0):
+        if (lost := _lost(children)) and not over.wait(_GRACE):
+            print(f"{lost}; the same command goes on", file=sys.stderr, flush=True)
+            os._exit(1)
 
 
 def _find_address(ranks: Ranks) -> None:

@@ -234,6 +234,28 @@ def test_processes_with_other_configurations_do_not_go_on(monkeypatch: pytest.Mo
         assert said.startswith("expected the same configuration in all 2 processes, got another one in [1]")
 
 
+_LOSES_A_CHILD = """
+import os, signal
+from ican_ml.training import distributed
+from ican_ml.training.config import TrainerConfig
+distributed._GRACE = 0.1
+start = distributed._start_children
+def start_and_kill(*arguments):
+    children = start(*arguments)
+    children[0].kill()
+    return children
+distributed._start_children = start_and_kill
+with distributed.together(TrainerConfig(devices=2), ""):
+    print("went on")
+"""
+
+
+def test_a_process_that_is_lost_before_they_meet_ends_the_run() -> None:
+    done = subprocess.run([sys.executable, "-c", _LOSES_A_CHILD], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "expected 2 processes to train, lost process 1; the same command goes on\n"
+
+
 def test_the_log_tells_rates(fitter: Fitter, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "ican_ml")
     fitter(tmp_path)
