@@ -25,7 +25,7 @@ from ican_ml.release import EARLIER, MODEL_FILE, NETWORK_FILE, SCHEMA_FILE, load
 from ican_ml.run_folder import RESULT, RunFolder, Stage, stage_key
 from ican_ml.training.applicability import fit_embedding
 from ican_ml.training.distributed import Ranks
-from ican_ml.training.loggers import check_loggers, close_loggers, run_loggers
+from ican_ml.training.loggers import close_loggers, run_loggers
 from ican_ml.training.loop import fit
 from ican_ml.training.progress import Report
 
@@ -87,7 +87,6 @@ def fit_stage(
     if stage.is_done:
         _log.info("%s: already fitted", name)
         return stage
-    check_loggers(config.logger)
     started = time.monotonic()
     earlier, source = None, _pretrained(config, name)
     own = prepared.splits[name]

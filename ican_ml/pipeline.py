@@ -40,6 +40,7 @@ from ican_ml.fold import (
 from ican_ml.inputs.answer import Float64
 from ican_ml.inputs.assemble import as_dictionary, assemble
 from ican_ml.inputs.encode import collate, encode
+from ican_ml.logs import log_to
 from ican_ml.prepare import prepare
 from ican_ml.release import card_of, export_fitted, load_fitted
 from ican_ml.results import (
@@ -149,7 +150,7 @@ def _tuning_loss(config: RunConfig, root: Path, report: Report) -> float:
 
 def _begin(config: RunConfig, root: Path) -> tuple[RunFolder, Prepared]:
     folder = RunFolder(root)
-    _log_to(folder.root / "log.txt")
+    log_to(logging.getLogger("ican_ml"), folder.root / "log.txt")
     torch.set_num_threads(config.trainer.threads or torch.get_num_threads())
     write_config(config, folder.private)
     prepared = prepare(config)
@@ -288,16 +289,3 @@ def _ask_one_patient(config: RunConfig, prepared: Prepared, rows: npt.NDArray[np
     command += [part for drug in drugs for part in ("--treatment", drug)]
     answer = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     _log.info("one held-out patient, ranked by the torch-free predictor\n\n%s", answer)
-
-
-def _log_to(path: Path) -> None:
-    """Plain lines on the terminal and in the run's log."""
-    root = logging.getLogger("ican_ml")
-    for handler in list(root.handlers):
-        root.removeHandler(handler)
-        handler.close()
-    for handler in (logging.StreamHandler(), logging.FileHandler(path)):
-        handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s", "%H:%M:%S"))
-        root.addHandler(handler)
-    root.setLevel(logging.INFO)
-    root.propagate = False

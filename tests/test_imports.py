@@ -20,7 +20,7 @@ PACKAGE = ROOT / "ican_ml"
 
 # A room may import rooms on lines above its own. Two rooms on one line do not know each other.
 ROOMS = (
-    ("resources",),
+    ("resources", "logs"),
     ("cohort",),
     ("encoding",),
     ("records",),

@@ -25,6 +25,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from ican_ml.logs import log_to
 from ican_ml.sweep.queue import Claim, Queue
 from ican_ml.sweep.space import Space, read_space, written
 from ican_ml.sweep.storage import default_url, heartbeats, without_password
@@ -169,7 +170,7 @@ class StudySweeper(Sweeper):
         kept = {"format": FORMAT, "study": settings.study, "storage": storage if settings.storage else None}
         (folder / FILE).write_text(json.dumps(kept, indent=1) + "\n")
         settings.storage = storage
-        _log_to(folder / "log.txt")
+        log_to(_log, folder / "log.txt")
         now = queue.counts()
         _log.info(
             "study %s: %d of %d trials finished, %d being run; %d parameters; folder %s",
@@ -289,14 +290,3 @@ def _changed(base: dict[str, Any], full: dict[str, Any]) -> dict[str, Any]:
         elif name not in base or base[name] != value:
             found[name] = value
     return found
-
-
-def _log_to(path: Path) -> None:
-    for handler in list(_log.handlers):
-        _log.removeHandler(handler)
-        handler.close()
-    for handler in (logging.StreamHandler(), logging.FileHandler(path)):
-        handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s", "%H:%M:%S"))
-        _log.addHandler(handler)
-    _log.setLevel(logging.INFO)
-    _log.propagate = False

@@ -56,9 +56,11 @@ class Progress(Callback):
         self._start = self._epoch_start = self._batch_end = time.monotonic()
         self._loading = self._seen = self._tokens = 0.0
         self._flops_per_token = 0.0
+        self._peak: float | None = None
         self._asked = 0
 
     def on_train_start(self, trainer: lightning.Trainer, _: lightning.LightningModule) -> None:
+        self._peak = device_peak(trainer.precision)
         trainer.should_stop = any(stopping.stopped_epoch for stopping in trainer.early_stopping_callbacks)
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:  # Lightning puts the former handlers back
@@ -73,7 +75,7 @@ class Progress(Callback):
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Batch, batch_idx: int
     ) -> None:
         self._loading += time.monotonic() - self._batch_end
-        if not self._flops_per_token and device_peak(trainer.precision):
+        if self._peak and not self._flops_per_token:
             assert isinstance(pl_module, PatientModule)
             self._flops_per_token = flops_per_token(pl_module.network, batch)
 
@@ -112,9 +114,9 @@ class Progress(Callback):
             "loading_share": self._loading / seconds,
             "memory_gb": peak_memory() / 1e9,
         }
-        if peak := device_peak(trainer.precision):
+        if self._peak:
             work = rates["tokens_per_second"] * self._flops_per_token
-            rates["model_flop_utilisation"] = work / (peak * self._ranks.size)
+            rates["model_flop_utilisation"] = work / (self._peak * self._ranks.size)
         for logger in trainer.loggers:
             logger.log_metrics(rates, step=trainer.global_step)
         _log.info(

@@ -1,10 +1,12 @@
 """Encoded simulated patients with their outcomes, parted into training and tuning."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
 import polars as pl
 import pytest
+from torch import Tensor
 
 from ican_ml.cohort.cohort import Cohort
 from ican_ml.cohort.split import split_episodes
@@ -13,7 +15,8 @@ from ican_ml.inputs.encode import encode
 from ican_ml.inputs.fit import InputConfig, fit_schema
 from ican_ml.inputs.schema import InputSchema
 from ican_ml.records.store import RecordStore
-from ican_ml.training.data import PatientData
+from ican_ml.training.data import Batch, PatientData
+from ican_ml.training.module import PatientModule
 from ican_ml.training.outcomes import loss_arrays, read_outcomes
 
 
@@ -63,3 +66,19 @@ def parts(small_cohort: Cohort, schema: InputSchema, states: CohortStates) -> Pa
     split = split_episodes(episodes, method="hash", fold=None, seed=3, tuning_fraction=0.2, held_out_fraction=0.3)
     train, tuning = (data.of_episodes(states.patient[rows], states.slot[rows]) for rows in (split.train, split.tuning))
     return Parts(all=data, train=train, tuning=tuning)
+
+
+def at_call(patch: pytest.MonkeyPatch, name: str, call: int, act: Callable[[], None]) -> None:
+    """Do something as the module's method of this name is called for the ``call``-th time, before it runs."""
+    left = call
+    original = getattr(PatientModule, name)
+
+    def counted(self: PatientModule, batch: Batch, number: int) -> Tensor:
+        nonlocal left
+        left -= 1
+        if not left:
+            act()
+        step: Tensor = original(self, batch, number)
+        return step
+
+    patch.setattr(PatientModule, name, counted)

@@ -20,14 +20,12 @@ from ican_ml.inputs.schema import InputSchema
 from ican_ml.model.patient_transformer import ModelConfig, PatientTransformer
 from ican_ml.stopping import stoppable
 from ican_ml.training.config import Strategy, TrainerConfig, TrainingConfig
-from ican_ml.training.data import Batch
 from ican_ml.training.deep import Curve, DeepFit, dismiss, train_deep
 from ican_ml.training.distributed import Ranks, broadcast, started_outside, together
 from ican_ml.training.loop import predict
-from ican_ml.training.module import PatientModule
 from ican_ml.training.progress import Report, Stopped
 
-from .conftest import Parts
+from .conftest import Parts, at_call
 
 ALONE = TrainerConfig(threads=1)
 BATCH = 31
@@ -123,18 +121,7 @@ def test_two_processes_follow_one_and_go_on_after_a_stop(
 
 def ask_to_stop(patch: pytest.MonkeyPatch, name: str, call: int) -> None:
     """Send this process a signal as it calls this method of the module for the ``call``-th time."""
-    left = call
-    original = getattr(PatientModule, name)
-
-    def asked(self: PatientModule, batch: Batch, number: int) -> Tensor:
-        nonlocal left
-        left -= 1
-        if not left:
-            os.kill(os.getpid(), signal.SIGUSR1)
-        step: Tensor = original(self, batch, number)
-        return step
-
-    patch.setattr(PatientModule, name, asked)
+    at_call(patch, name, call, lambda: os.kill(os.getpid(), signal.SIGUSR1))
 
 
 def test_a_fit_that_is_asked_to_stop_ends_like_a_whole_one(

@@ -5,17 +5,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from ican_ml.inputs.assemble import CohortStates
 from ican_ml.inputs.schema import InputSchema
 from ican_ml.model.patient_transformer import ModelConfig, PatientTransformer
 from ican_ml.training.config import TrainerConfig, TrainingConfig
-from ican_ml.training.data import Batch
 from ican_ml.training.loop import FitResult, fit, predict
-from ican_ml.training.module import PatientModule
 
-from .conftest import Parts
+from .conftest import Parts, at_call
 
 
 class Fitter:
@@ -64,18 +61,11 @@ class Interruption(Exception):
 
 def interrupt_at(monkeypatch: pytest.MonkeyPatch, name: str, call: int) -> None:
     """Stop the next fit as it calls this method of the module for the ``call``-th time."""
-    left = call
-    original = getattr(PatientModule, name)
 
-    def interrupted(self: PatientModule, batch: Batch, number: int) -> Tensor:
-        nonlocal left
-        left -= 1
-        if not left:
-            raise Interruption
-        step: Tensor = original(self, batch, number)
-        return step
+    def interrupt() -> None:
+        raise Interruption
 
-    monkeypatch.setattr(PatientModule, name, interrupted)
+    at_call(monkeypatch, name, call, interrupt)
 
 
 def test_the_seed_decides(fitter: Fitter, whole: FitResult, tmp_path: Path) -> None:
