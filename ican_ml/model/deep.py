@@ -29,7 +29,8 @@ class ModelConfig:
     ``width`` must be divisible by ``heads``. ``members`` deep paths, each with its own start and dropout, are trained
     side by side and averaged (Lakshminarayanan et al. 2017, arXiv:1612.01474). ``identity_dropout`` is the probability
     that training takes a drug for unknown, ``code_dropout`` that a batch takes a code so. ``trees`` is how many boosted
-    trees a task may have, 0 = none. ``landmarks`` is to how many training patients likeness is measured at most,
+    trees a task may have, 0 = none; ``trees_by`` names the covariate whose categories have trees of their own beside
+    those of all, null = none. ``landmarks`` is to how many training patients likeness is measured at most,
     0 = none. ``resistance``: search for altered genes that make a tumour resist a class of drugs (deep path, binary
     tasks).
     """
@@ -48,6 +49,7 @@ class ModelConfig:
     code_dropout: float = 0.02
     trees: int = 0
     tree_depth: int = 5
+    trees_by: str | None = None
     landmarks: int = 0
     deep: bool = True
     resistance: bool = False

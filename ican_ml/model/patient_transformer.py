@@ -125,7 +125,8 @@ class PatientTransformer(nn.Module):
         self.target_state = TargetState([torch.tensor(schema.feature_of_gene[m.name]) for m in schema.modalities])
         self.earlier = None if earlier is None else earlier.requires_grad_(False)
         self.wide = WidePath(schema, 0 if earlier is None else len(earlier.tasks))
-        self.trees = TreePath(schema, config.trees, config.tree_depth, config.members) if config.trees else None
+        shape = (config.trees, config.tree_depth, config.members)
+        self.trees = TreePath(schema, *shape, config.trees_by) if config.trees else None
         comparable = schema.modalities or schema.summary_names
         self.kernel = KernelPath(schema, config.landmarks) if config.landmarks and comparable else None
         self.bias = nn.ParameterDict({t.name: nn.Parameter(torch.zeros(head_width(t))) for t in schema.tasks})

@@ -79,7 +79,7 @@ def fit(
         train, tuning = fit_trees(network, train, tuning, subject=subject, training=training, seed=seed)
         assert network.trees is not None
         grown = zip(network.tasks, network.trees.leaf, strict=True)
-        told = ", ".join(f"{int(leaf[0].any(1).sum())} for {task.name}" for task, leaf in grown)
+        told = ", ".join(f"{int(leaf[0, 0].any(1).sum())} for {task.name}" for task, leaf in grown)
         _log.info("trees grown: %s%s", told, f", {network.n_members} times" if network.n_members > 1 else "")
     if network.kernel is not None:
         train, tuning = fit_kernel(network, train, tuning, subject=subject, seed=seed)

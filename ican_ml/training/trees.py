@@ -5,7 +5,8 @@ little, so in training each patient's trees come from a growth on other subjects
 :mod:`ican_ml.training.wide`). The tuning patients say how many trees, and are then grown on too; the scores that they
 are judged by later come from before. Survival is grown on the network's own likelihood of discrete hazards: a tree
 shifts the logits of all intervals. Each further member of the ensemble grows under another seed; cross-fitting asks
-the first alone.
+the first alone. Where categories have trees of their own (``model.trees_by``), each grows on its own patients, and one
+with too few takes those of all.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import copy
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +25,7 @@ from torch import Tensor
 from ican_ml.inputs.encode import Float32, Int64
 from ican_ml.inputs.schema import Task
 from ican_ml.model.patient_transformer import PatientTransformer
+from ican_ml.model.trees import TreePath
 from ican_ml.training.config import TrainingConfig
 from ican_ml.training.data import PatientData
 from ican_ml.training.losses import total_loss
@@ -32,15 +34,17 @@ from ican_ml.training.wide import subject_folds
 _ROWS = 4096
 _FOLDS = 3
 _LITTLE = 1e-6
+_FEWEST = 100
 _MIX_SD = 0.2
 Grown = tuple[Int64, Float32, Float32]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Rows:
-    """Episodes: values to split on, and what the loss needs; weight 0 = no outcome."""
+    """Episodes: values to split on, whose trees they have, and what the loss needs; weight 0 = no outcome."""
 
     values: Float32
+    group: Int64
     target: Float32
     weight: Float32
     patient: Int64
@@ -48,6 +52,11 @@ class _Rows:
 
     def take(self, chosen: npt.NDArray[Any]) -> _Rows:
         return _Rows(**{name: getattr(self, name)[chosen] for name in self.__dataclass_fields__})
+
+    def of_group(self, group: int) -> _Rows | None:
+        """Those of a category; None = too few."""
+        chosen = self.group == group
+        return self.take(chosen) if chosen.sum() >= _FEWEST else None
 
     def and_rows(self, others: _Rows) -> _Rows:
         names = self.__dataclass_fields__
@@ -84,7 +93,7 @@ def fit_trees(
     trees = network.trees
     assert trees is not None
     scores = np.zeros((2, *train.shape, len(network.tasks)), np.float32)
-    most = trees.leaf.shape[2]
+    most = trees.leaf.shape[3]
     tree_values = [_tree_values(network, data) if len(data.rows) else None for data in (train, tuning)]
     for n, task in enumerate(network.tasks):
         part, held = (None if found is None else found.rows(task) for found in tree_values)
@@ -92,23 +101,24 @@ def fit_trees(
         learnable = part.take(part.row_weight > 0)
         judged = held.take(held.row_weight > 0) if held is not None else None
         every = learnable if judged is None else learnable.and_rows(judged)
-        growers = [_Grower(task, training, most, trees.depth, seed + e) for e in range(network.n_members)]
-        count, stopped = growers[0].stopped(learnable, judged)
+        growers = [_Grower(task, training, trees, seed + e) for e in range(network.n_members)]
+        counts, stopped = growers[0].stopped(learnable, judged)
         for e, grower in enumerate(growers):
-            kept = stopped if judged is None and not e else grower.grow(every, count)
-            complete = complete_trees(kept, trees.depth, most)
-            for buffer, found in zip((trees.feature, trees.threshold, trees.leaf), complete, strict=True):
-                buffer[n, e] = torch.from_numpy(found)
+            kept = stopped if judged is None and not e else grower.grow(every, counts)
+            for g, model in enumerate(kept):
+                complete = complete_trees(model, trees.depth, most)
+                for buffer, found in zip((trees.feature, trees.threshold, trees.leaf), complete, strict=True):
+                    buffer[n, e, g] = torch.from_numpy(found)
             if held is not None:
-                model = grower.grow(learnable, count) if e else stopped
-                scores[1, held.patient, held.slot, n] += grower.scores(model, held.values) / len(growers)
+                models = grower.grow(learnable, counts) if e else stopped
+                scores[1, held.patient, held.slot, n] += grower.scores(models, held) / len(growers)
         fold = subject_folds(subject[part.patient], _FOLDS, seed)
         for f in range(_FOLDS):
             inside = part.take(fold == f)
             if not len(inside.patient):
                 continue
-            others = growers[0].grow(part.take((fold != f) & (part.row_weight > 0)), count)
-            scores[0, inside.patient, inside.slot, n] = growers[0].scores(others, inside.values)
+            others = growers[0].grow(part.take((fold != f) & (part.row_weight > 0)), counts)
+            scores[0, inside.patient, inside.slot, n] = growers[0].scores(others, inside)
     trees.mix.copy_(fit_mix(network, train, scores[0]))
     mixed = scores @ trees.mix.numpy()
     return train.with_scores(trees=mixed[0]), tuning.with_scores(trees=mixed[1])
@@ -150,6 +160,7 @@ class _TreeValues:
     """What the trees split on, [episodes, F], and whose it is: every regimen that some patient is asked about."""
 
     values: Float32
+    group: Int64
     patient: Int64
     slot: Int64
     outcomes: Mapping[str, npt.NDArray[Any]]
@@ -158,11 +169,19 @@ class _TreeValues:
         target, weight = (
             self.outcomes[f"{task.name}_{part}"][self.patient, self.slot] for part in ("target", "weight")
         )
-        return _Rows(values=self.values, target=target, weight=weight, patient=self.patient, slot=self.slot)
+        return _Rows(
+            values=self.values,
+            group=self.group,
+            target=target,
+            weight=weight,
+            patient=self.patient,
+            slot=self.slot,
+        )
 
 
 def _tree_values(network: PatientTransformer, data: PatientData) -> _TreeValues:
-    values, patient, slot = [], [], []
+    assert network.trees is not None
+    values, group, patient, slot = [], [], [], []
     for start in range(0, len(data.rows), _ROWS):
         rows = data.rows[start : start + _ROWS]
         batch = data.batch(rows)
@@ -170,11 +189,13 @@ def _tree_values(network: PatientTransformer, data: PatientData) -> _TreeValues:
             found = network.tree_values(batch, network.normalise(batch)[1])
         asked = torch.from_numpy(data.encoded.regimens.of_row[rows][:, : found.shape[1]] >= 0)
         values.append(found[asked].numpy())
+        group.append(network.trees.group(found[asked]).numpy())
         row, column = asked.nonzero(as_tuple=True)
         patient.append(rows[row.numpy()])
         slot.append(column.numpy())
     return _TreeValues(
         values=np.concatenate(values),
+        group=np.concatenate(group),
         patient=np.concatenate(patient),
         slot=np.concatenate(slot),
         outcomes=data.outcomes,
@@ -182,14 +203,18 @@ def _tree_values(network: PatientTransformer, data: PatientData) -> _TreeValues:
 
 
 class _Grower:
-    """XGBoost on one task, from the same start as the network's: the log odds, the mean, or the hazards of all."""
+    """XGBoost on one task, from the same start as the network's: the log odds, the mean, or the hazards of all.
 
-    def __init__(self, task: Task, training: TrainingConfig, trees: int, depth: int, seed: int) -> None:
-        self.task, self.trees, self.patience = task, trees, training.tree_patience
+    It grows a model of all rows, then one of each category that has trees of its own.
+    """
+
+    def __init__(self, task: Task, training: TrainingConfig, trees: TreePath, seed: int) -> None:
+        self.task, self.patience = task, training.tree_patience
+        self.groups, self.most = range(1, 1 + len(trees.categories)), trees.leaf.shape[3]
         objective = {"binary": "binary:logistic", "regression": "reg:squarederror", "survival": None}[task.kind]
         self.settings: dict[str, Any] = {
             "tree_method": "hist",
-            "max_depth": depth,
+            "max_depth": trees.depth,
             "eta": training.tree_rate,
             "subsample": 0.8,
             "colsample_bytree": 0.5,
@@ -201,25 +226,48 @@ class _Grower:
             "verbosity": 0,
         } | ({"objective": objective} if objective else {"disable_default_eval_metric": 1})
 
-    def stopped(self, part: _Rows, held: _Rows | None) -> tuple[int, Any]:
-        """How many trees the tuning rows want, and these trees."""
-        model = self._train(part, self.trees, held)
-        count = model.best_iteration + 1 if held is not None else self.trees
-        return count, model[:count]
-
-    def grow(self, part: _Rows, count: int) -> Any:
-        return self._train(part, count, None)
-
-    def scores(self, model: Any, values: Float32) -> Float32:
-        import xgboost as xgb
-
-        found: Float32 = model.predict(xgb.DMatrix(values), output_margin=True)
-        return found
-
-    def _train(self, part: _Rows, trees: int, held: _Rows | None) -> Any:
-        import xgboost as xgb
-
+    def stopped(self, part: _Rows, held: _Rows | None) -> tuple[list[int], list[Any]]:
+        """How many trees the tuning rows want, of each model, and these trees."""
         start = self._start(part)
+        model = self._train(part, start, self.most, held)
+        counts = [model.best_iteration + 1 if held is not None else self.most]
+        models = [model[: counts[0]]]
+        for g in self.groups:
+            own, judged = part.of_group(g), held.of_group(g) if held is not None else None
+            model, count = models[0], counts[0]
+            if own is not None:
+                model = self._train(own, start, self.most if judged is not None else count, judged)
+                count = model.best_iteration + 1 if judged is not None else count
+            counts.append(count)
+            models.append(model[:count])
+        return counts, models
+
+    def grow(self, part: _Rows, counts: list[int]) -> list[Any]:
+        start = self._start(part)
+        models = [self._train(part, start, counts[0], None)]
+        for g in self.groups:
+            own = part.of_group(g)
+            models.append(models[0] if own is None else self._train(own, start, counts[g], None))
+        return models
+
+    def scores(self, models: list[Any], rows: _Rows) -> Float32:
+        import xgboost as xgb
+
+        def found(model: Any, values: Float32) -> Float32:
+            return cast("Float32", model.predict(xgb.DMatrix(values), output_margin=True))
+
+        of_all = found(models[0], rows.values)
+        if not self.groups:
+            return of_all
+        own = of_all.copy()
+        for g in self.groups:
+            if (at := rows.group == g).any():
+                own[at] = found(models[g], rows.values[at])
+        return (of_all + own) / np.float32(2)
+
+    def _train(self, part: _Rows, start: Float32, trees: int, held: _Rows | None) -> Any:
+        import xgboost as xgb
+
         data = self._matrix(part, start, None)
         extra: dict[str, Any] = {}
         if self.task.kind == "survival":

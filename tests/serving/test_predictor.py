@@ -175,7 +175,8 @@ def test_members_say_what_they_do_not_know(
     sim_schema: InputSchema, patient: dict[str, Any], regimens: Regimens, predictor: Predictor, tmp_path: Path
 ) -> None:
     torch.manual_seed(3)
-    network = PatientTransformer(ModelConfig(width=8, heads=2, omics_layers=0, trees=2, members=2), sim_schema)
+    config = ModelConfig(width=8, heads=2, omics_layers=0, trees=2, trees_by="indication", members=2)
+    network = PatientTransformer(config, sim_schema)
     with torch.no_grad():
         for member in network.members:
             for head in member.heads.values():

@@ -30,10 +30,44 @@ def test_complete_trees_give_what_xgboost_gives(schema: InputSchema, depth: int)
     model = xgb.train(settings, xgb.DMatrix(values, target), 12)
     path = TreePath(replace(schema, tasks=schema.tasks[:1]), 15, depth, 1)
     for buffer, found in zip((path.feature, path.threshold, path.leaf), complete_trees(model, depth, 15), strict=True):
-        buffer[0, 0] = torch.from_numpy(found)
-    queries = np.concatenate([values, np.repeat(path.threshold[0, 0, :12, :1].numpy().clip(-9, 9), 6, axis=1)])
+        buffer[0, 0, 0] = torch.from_numpy(found)
+    queries = np.concatenate([values, np.repeat(path.threshold[0, 0, 0, :12, :1].numpy().clip(-9, 9), 6, axis=1)])
     got = path(torch.from_numpy(queries)[:, None])[:, 0, 0, 0]
     np.testing.assert_allclose(got, model.predict(xgb.DMatrix(queries)), atol=1e-6)
+
+
+def test_each_category_has_trees_of_its_own_patients(
+    schema: InputSchema, parts: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ican_ml.training.trees._FEWEST", 10)
+    network = PatientTransformer(replace(CONFIG, trees_by="indication"), replace(schema, tasks=schema.tasks[:1]))
+    assert network.trees is not None
+    subject = np.arange(parts.train.encoded.n_rows) // 2
+    fit_trees(network, parts.train, parts.tuning, subject=subject, training=TRAINING, seed=1)
+    trees = network.trees.leaf[0, 0]
+    grown = [g for g in range(1, len(trees)) if not torch.equal(trees[g], trees[0])]
+    assert len(grown) > 1, "too few patients of any indication"
+    batch = parts.all.batch(np.arange(parts.all.encoded.n_rows))
+    with torch.no_grad():
+        values = network.tree_values(batch, network.normalise(batch)[1])
+        one_hot = values[..., network.trees.categories.start : network.trees.categories.stop]
+        found = network.trees(values)[..., 0, 0]
+        group = network.trees.group(values.flatten(0, 1)).reshape(found.shape)
+        assert torch.equal(group, (one_hot > 0).long().argmax(-1) + 1)
+        one_hot[:] = MISSING
+        of_all = network.trees(values)[..., 0, 0]
+        network.trees.leaf[0, 0, 0] = 0
+        one_hot[..., grown[0] - 1] = 1
+        of_first = network.trees(values)[..., 0, 0] * 2
+    is_first = group == grown[0]
+    torch.testing.assert_close(found[is_first], (of_all + of_first)[is_first] / 2)
+    assert not torch.allclose(found[is_first], of_all[is_first])
+
+
+def test_trees_of_categories_that_nobody_has_are_refused(schema: InputSchema) -> None:
+    for name in ("site", "line"):  # not a covariate, and a number
+        with pytest.raises(ValueError, match=r"trees_by: expected a covariate of categories among \['indication'\]"):
+            PatientTransformer(replace(CONFIG, trees_by=name), schema)
 
 
 def test_they_lower_the_tuning_loss_of_every_kind_of_task(schema: InputSchema, parts: Parts) -> None:
