@@ -32,7 +32,9 @@ class ModelConfig:
     trees a task may have, 0 = none; ``trees_by`` names the covariate whose categories have trees of their own beside
     those of all, null = none. ``landmarks`` is to how many training patients likeness is measured at most,
     0 = none. ``resistance``: search for altered genes that make a tumour resist a class of drugs (deep path, binary
-    tasks).
+    tasks). ``query_layers`` 0: treatments ask nothing of the tokens, and the deep path knows the summary and the state
+    of the targets alone. ``features_at_par``: in the linear path the ridge penalty is heavier on the features of a
+    modality with more than so many, by their ratio.
     """
 
     width: int = 32
@@ -54,6 +56,7 @@ class ModelConfig:
     deep: bool = True
     resistance: bool = False
     members: int = 1
+    features_at_par: float = 64
 
     def __post_init__(self) -> None:
         if self.width < 1 or self.heads < 1 or self.width % self.heads:
@@ -68,6 +71,8 @@ class ModelConfig:
             )
         if self.landmarks < 0:
             raise ValueError(f"model.landmarks: expected a number of at least 0, got {self.landmarks}")
+        if self.features_at_par <= 0:
+            raise ValueError(f"model.features_at_par: expected a positive number, got {self.features_at_par}")
         if self.members < 1:
             raise ValueError(f"model.members: expected a number of at least 1, got {self.members}")
         for name in ("dropout", "token_dropout", "modality_dropout", "identity_dropout", "code_dropout"):
@@ -136,6 +141,10 @@ class DeepPath(nn.Module):
         self.query_norm = nn.LayerNorm(width)
         self.query_blocks = nn.ModuleList(Block(width, heads, dropout) for _ in range(config.query_layers))
         self.heads = nn.ModuleDict({task.name: self._head(width, head_width(task), dropout) for task in schema.tasks})
+        if not config.query_layers:
+            for part in (self.omics, self.record, self.encoders, self.context_norm, self.fused_norm, self.fusion):
+                part.requires_grad_(False)
+            self.bottleneck.requires_grad_(False)
 
     @staticmethod
     def _head(width: int, outputs: int, dropout: float) -> nn.Sequential:
@@ -156,8 +165,8 @@ class DeepPath(nn.Module):
 
         ``score_BN`` are the patients' linear scores. The patient is encoded once.
         """
-        context_BTW, mask_BT = self._context(batch, scaled)
-        return [self._answer(context_BTW, mask_BT, batch, state_BRGM, score_BN) for state_BRGM in states_BRGM]
+        asked = self._context(batch, scaled) if len(self.query_blocks) else None
+        return [self._answer(asked, batch, state_BRGM, score_BN) for state_BRGM in states_BRGM]
 
     def _context(self, batch: Batch, scaled: Scaled) -> tuple[Tensor, Tensor]:
         """Tokens of the fused patient and of all modalities, and which of them are real."""
@@ -188,9 +197,9 @@ class DeepPath(nn.Module):
         return context_BTW, functional.pad(mask_BT, (self.bottleneck.shape[0], 0), value=True)
 
     def _answer(
-        self, context_BTW: Tensor, mask_BT: Tensor, batch: Batch, state_BRGM: Tensor, score_BN: Tensor
+        self, asked: tuple[Tensor, Tensor] | None, batch: Batch, state_BRGM: Tensor, score_BN: Tensor
     ) -> dict[str, Tensor]:
-        """The heads' outputs for every regimen."""
+        """The heads' outputs for every regimen; ``asked`` are the context and its mask, none without query blocks."""
         query_BRW, target_BRW = self.treatment(
             self.genes,
             batch["treatment_drug"],
@@ -199,8 +208,10 @@ class DeepPath(nn.Module):
             state_BRGM,
             batch["treatment_state_known"],
         )
-        for block in self.query_blocks:
-            query_BRW = block(query_BRW, mask_BT, context_BTW)
+        if asked is not None:
+            context_BTW, mask_BT = asked
+            for block in self.query_blocks:
+                query_BRW = block(query_BRW, mask_BT, context_BTW)
         patient_B1W = (self.patient(batch["summary"]) + self.score(score_BN))[:, None]
         joint_BRW = torch.cat([self.query_norm(query_BRW), target_BRW, patient_B1W.expand_as(target_BRW)], dim=-1)
         return {name: head(joint_BRW) for name, head in self.heads.items()}

@@ -39,7 +39,6 @@ from ican_ml.model.trees import TreePath, row_of_entry
 
 __all__ = ["Batch", "ModelConfig", "PatientTransformer"]
 
-_FEATURES_AT_PAR = 64
 _OWN_SCORES = ("wide_patient", "wide_treatment", "trees", "kernel")
 _EARLIER_SHARE = 5.0
 
@@ -48,16 +47,17 @@ class WidePath(nn.Module):
     """The linear path: one score per task, patient and treatment, zero until it is fitted.
 
     One ridge penalty serves all blocks: that of a modality with many features is made heavier by scaling its score, so
-    that two thousand genes do not outweigh a few dozen clinical columns.
+    that two thousand genes do not outweigh a few dozen clinical columns. ``at_par`` is how many features weigh as one
+    column would: see :class:`ModelConfig`.
     """
 
-    def __init__(self, schema: InputSchema, n_earlier: int) -> None:
+    def __init__(self, schema: InputSchema, n_earlier: int, at_par: float) -> None:
         super().__init__()
         n_tasks = len(schema.tasks)
         self.earlier = nn.Parameter(torch.zeros(n_earlier, n_tasks)) if n_earlier else None
         self.summary = input_layer(len(schema.summary_names), n_tasks, bias=False)
         self.bags = nn.ModuleDict({m.name: FeatureBag(m, n_tasks, zero=True) for m in schema.modalities})
-        self.shares = [min(1.0, (_FEATURES_AT_PAR / len(m.features)) ** 0.5) for m in schema.modalities]
+        self.shares = [min(1.0, (at_par / len(m.features)) ** 0.5) for m in schema.modalities]
         self.present = nn.Parameter(torch.zeros(len(schema.modalities), n_tasks))
         self.drug = nn.Embedding(len(schema.drugs) + FIRST_KNOWN, n_tasks, padding_idx=0)
         self.drug_class = nn.Embedding(len(schema.classes) + FIRST_KNOWN, n_tasks, padding_idx=0)
@@ -76,16 +76,19 @@ class WidePath(nn.Module):
             panel_B = batch[f"{name}_panel"]
             bag_BN = bag(batch[f"{name}_indptr"], batch[f"{name}_indices"], scaled[name], panel_B)
             patient_BN = patient_BN + bag_BN * self.shares[m] + (panel_B > 0)[:, None] * self.present[m]
-        known_BRGM = batch["treatment_state_known"]
-        real_BRG1 = (batch["treatment_gene"] > 0).to(state_BRGM.dtype)[..., None]
-        state_BRN = (torch.cat([state_BRGM, known_BRGM], -1) @ self.state * real_BRG1).sum(2)
         drug_BRN = self.drug(batch["treatment_drug"]).sum(2) + self.drug_class(batch["treatment_class"]).sum(2)
-        treatment_BRN = drug_BRN + state_BRN / real_BRG1.sum(2).clamp(min=1)
+        treatment_BRN = drug_BRN + self.targets(batch, state_BRGM)
         if self.earlier is not None:
             treatment_BRN = (
                 treatment_BRN + batch["earlier"][:, : treatment_BRN.shape[1]] @ self.earlier * _EARLIER_SHARE
             )
         return patient_BN, treatment_BRN
+
+    def targets(self, batch: Batch, state_BRGM: Tensor) -> Tensor:
+        """``[B, R, tasks]``: what the state of the targets adds, their mean."""
+        real_BRG1 = (batch["treatment_gene"] > 0).to(state_BRGM.dtype)[..., None]
+        state_BRN = (torch.cat([state_BRGM, batch["treatment_state_known"]], -1) @ self.state * real_BRG1).sum(2)
+        return state_BRN / real_BRG1.sum(2).clamp(min=1)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -124,7 +127,7 @@ class PatientTransformer(nn.Module):
         self.explicit = {m.name: m.explicit for m in schema.modalities}
         self.target_state = TargetState([torch.tensor(schema.feature_of_gene[m.name]) for m in schema.modalities])
         self.earlier = None if earlier is None else earlier.requires_grad_(False)
-        self.wide = WidePath(schema, 0 if earlier is None else len(earlier.tasks))
+        self.wide = WidePath(schema, 0 if earlier is None else len(earlier.tasks), config.features_at_par)
         shape = (config.trees, config.tree_depth, config.members)
         self.trees = TreePath(schema, *shape, config.trees_by) if config.trees else None
         comparable = schema.modalities or schema.summary_names
@@ -214,16 +217,27 @@ class PatientTransformer(nn.Module):
             seen, kept_BM = self._drop_modalities(batch)
             asked.append(member(seen, scaled, known_BN, *(state * kept_BM[:, None, None] for state in states)))
         deep = [each[0] for each in asked]
-        gain_BRN = self._gain(self.mean(deep), self.mean([each[1] for each in asked])) if states[1:] else None
+        gain_BRN = None
+        if states[1:]:
+            answers = [
+                self.outputs(self.wide.targets(batch, state), self.mean([each[k] for each in asked]))
+                for k, state in enumerate(states)
+            ]
+            gain_BRN = self._gain(*answers)
         return Paths(score=patient_BN[:, None] + treatment_BRN, spread=spread_BREN, deep=deep, gain=gain_BRN)
 
     def mean(self, deep: list[dict[str, Tensor]]) -> dict[str, Tensor]:
         """The mean of the members' deep paths, by task."""
         return {task.name: torch.stack([each[task.name] for each in deep]).mean(0) for task in self.tasks if deep}
 
-    def _gain(self, deep: dict[str, Tensor], unaltered: dict[str, Tensor]) -> Tensor:
+    def _gain(self, answer: dict[str, Tensor], unaltered: dict[str, Tensor]) -> Tensor:
         """``[B, R, N]``: what altered targets add to the logits of binary tasks, 0 for others."""
-        each = [(deep[task.name] - unaltered[task.name]).select(-1, 0) * (task.kind == "binary") for task in self.tasks]
+        each = [
+            answer[task.name] - unaltered[task.name]
+            if task.kind == "binary"
+            else torch.zeros_like(answer[task.name][..., 0])
+            for task in self.tasks
+        ]
         return torch.stack(each, dim=-1)
 
     def with_earlier(self, batch: Batch) -> Batch:

@@ -3,8 +3,8 @@
 What an altered target means the deep path learns from all drugs at once. Which of hundreds of genes takes that away
 from the drugs of one class shows in a few dozen episodes, too few for gradient descent; so pairs of gene and class are
 searched for one by one (:mod:`ican_ml.training.resistance`) and stand here in a table, zero elsewhere. What the targets
-promise is the *gain*: the deep path's answer less its answer were the targets not altered. The logit of a binary task
-gets, averaged over the drugs of a regimen,
+promise is the *gain*: what the linear and the deep path answer, less their answer were the targets not altered. The
+logit of a binary task gets, averaged over the drugs of a regimen,
 
     level[drug] - gain * min(1, sum over the patient's altered features f of share[f, class of the drug])
 

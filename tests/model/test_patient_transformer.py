@@ -219,6 +219,18 @@ def test_the_answer_is_the_mean_of_the_members(sim_schema: InputSchema, batch: B
     assert_same(answers(network, batch), mean | members)
 
 
+def test_without_query_layers_tokens_say_nothing_and_are_not_trained(sim_schema: InputSchema, batch: Batch) -> None:
+    network = PatientTransformer(replace(SMALL, query_layers=0), sim_schema).eval()
+    with torch.no_grad():
+        for parameter in network.members.parameters():
+            parameter.normal_()
+    tokens = {name: torch.zeros_like(value) for name, value in batch.items() if name in EVENTS or "_token" in name}
+    assert_same(answers(network, batch | tokens), answers(network, batch))
+    sum(output.sum() for output in network.train().member_outputs(batch)[0].values()).backward()
+    learns = {name for name, parameter in network.members.named_parameters() if parameter.requires_grad}
+    assert learns == {name for name, parameter in network.members.named_parameters() if parameter.grad is not None}
+
+
 @pytest.mark.parametrize(
     ("change", "field"),
     [
@@ -232,6 +244,7 @@ def test_the_answer_is_the_mean_of_the_members(sim_schema: InputSchema, batch: B
         ({"omics_layers": -1}, "model.omics_layers"),
         ({"query_layers": -1}, "model.query_layers"),
         ({"members": 0}, "model.members"),
+        ({"features_at_par": 0}, "model.features_at_par"),
         ({"bottleneck_tokens": -1}, "model.bottleneck_tokens"),
     ],
 )

@@ -12,14 +12,11 @@ from ican_ml.model.patient_transformer import Batch, PatientTransformer
 
 @pytest.fixture
 def network(sim_network: PatientTransformer) -> PatientTransformer:
-    """Give the network with nothing resisted, and without a linear path, which sees the targets too."""
+    """Give the network with nothing resisted."""
     found = copy.deepcopy(sim_network)
     assert found.resistance is not None
     for buffer in found.resistance.state_dict().values():
         buffer.zero_()
-    with torch.no_grad():
-        for parameter in found.wide.parameters():
-            parameter.zero_()
     return found
 
 
