@@ -43,6 +43,8 @@ class PatientEmbedding(nn.Module):
         for m, (name, bag) in enumerate(self.bags.items()):
             panel_B = batch[f"{name}_panel"]
             measured.append((panel_B > 0).to(self.shift.dtype)[:, None])
-            bag_BK = bag(batch[f"{name}_indptr"], batch[f"{name}_indices"], scaled[name], panel_B)
-            parts.append((bag_BK + self.shift[m]) * measured[-1])
+            assert isinstance(bag, FeatureBag)
+            # Not the bag's own sum: it starts far from the mean, and what cancels takes digits with it.
+            dense_BF = bag.dense(batch[f"{name}_indptr"], batch[f"{name}_indices"], scaled[name], panel_B)
+            parts.append((dense_BF @ bag.weight + self.shift[m]) * measured[-1])
         return torch.cat([*parts, self.summary(batch["summary"]), *measured], dim=1)

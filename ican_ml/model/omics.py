@@ -50,6 +50,13 @@ def centre(schema: ModalitySchema) -> Tensor:
     return torch.tensor(schema.mean * schema.inverse_sd).clamp(-_LIMIT, _LIMIT)
 
 
+def row_of_entry(indptr: Tensor, indices: Tensor) -> Tensor:
+    """int64 [nnz]: the row of each stored entry, in operations that export: a cumulative count of row starts."""
+    starts = torch.zeros(indices.shape[0] + 1, dtype=torch.int64, device=indices.device)
+    starts = starts.scatter_add(0, indptr[1:-1], torch.ones_like(indptr[1:-1]))
+    return starts.cumsum(0)[:-1]
+
+
 class FeatureBag(nn.Module):
     """Weighted sum over every feature of a modality: ``[B, width]``; a patient without it gets zeros."""
 
@@ -74,8 +81,8 @@ class FeatureBag(nn.Module):
     def dense(self, indptr: Tensor, indices: Tensor, scaled: Tensor, panel_B: Tensor) -> Tensor:
         """``[B, F]``: what the weights are summed over."""
         dense_BF = -self.offset[panel_B]
-        row = torch.repeat_interleave(torch.arange(panel_B.shape[0]), indptr.diff())
-        return dense_BF.index_put((row, indices), scaled, accumulate=True)
+        at = row_of_entry(indptr, indices) * dense_BF.shape[1] + indices
+        return dense_BF.flatten().scatter_add(0, at, scaled).reshape(dense_BF.shape)
 
 
 class OmicsEmbedding(nn.Module):

@@ -32,10 +32,10 @@ from ican_ml.model.blocks import input_layer
 from ican_ml.model.deep import Batch, DeepPath, ModelConfig, Scaled, head_width
 from ican_ml.model.embedding import PatientEmbedding
 from ican_ml.model.kernel import KernelPath
-from ican_ml.model.omics import FeatureBag, FeatureScale
+from ican_ml.model.omics import FeatureBag, FeatureScale, row_of_entry
 from ican_ml.model.resistance import ResistancePath
 from ican_ml.model.treatment import TargetState
-from ican_ml.model.trees import TreePath, row_of_entry
+from ican_ml.model.trees import TreePath
 
 __all__ = ["Batch", "ModelConfig", "PatientTransformer"]
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ican_ml.inputs.schema import FIRST_KNOWN, InputSchema
-from ican_ml.model.omics import centre
+from ican_ml.model.omics import centre, row_of_entry
 
 Batch = dict[str, Tensor]
 MISSING = -11.0  # below every normalised value
@@ -125,13 +125,6 @@ def _summary_columns(schema: InputSchema, covariate: str) -> range:
         )
     first = schema.summary_names.index(known[covariate][0])
     return range(first, first + len(known[covariate]))
-
-
-def row_of_entry(indptr: Tensor, indices: Tensor) -> Tensor:
-    """int64 [nnz]: the row of each stored entry, in operations that export: a cumulative count of row starts."""
-    starts = torch.zeros(indices.shape[0] + 1, dtype=torch.int64, device=indices.device)
-    starts = starts.scatter_add(0, indptr[1:-1], torch.ones_like(indptr[1:-1]))
-    return starts.cumsum(0)[:-1]
 
 
 def _counts(ids_BRD: Tensor, n: int) -> Tensor:
