@@ -56,7 +56,7 @@ class ModelConfig:
     deep: bool = True
     resistance: bool = False
     members: int = 1
-    features_at_par: float = 64
+    features_at_par: float = 64.0
 
     def __post_init__(self) -> None:
         if self.width < 1 or self.heads < 1 or self.width % self.heads:
