@@ -181,7 +181,7 @@ class _TreeValues:
 
 def _tree_values(network: PatientTransformer, data: PatientData) -> _TreeValues:
     assert network.trees is not None
-    values, group, patient, slot = [], [], [], []
+    values, patient, slot = [], [], []
     for start in range(0, len(data.rows), _ROWS):
         rows = data.rows[start : start + _ROWS]
         batch = data.batch(rows)
@@ -189,13 +189,13 @@ def _tree_values(network: PatientTransformer, data: PatientData) -> _TreeValues:
             found = network.tree_values(batch, network.normalise(batch)[1])
         asked = torch.from_numpy(data.encoded.regimens.of_row[rows][:, : found.shape[1]] >= 0)
         values.append(found[asked].numpy())
-        group.append(network.trees.group(found[asked]).numpy())
         row, column = asked.nonzero(as_tuple=True)
         patient.append(rows[row.numpy()])
         slot.append(column.numpy())
+    joined = np.concatenate(values)
     return _TreeValues(
-        values=np.concatenate(values),
-        group=np.concatenate(group),
+        values=joined,
+        group=network.trees.group(torch.from_numpy(joined)).numpy(),
         patient=np.concatenate(patient),
         slot=np.concatenate(slot),
         outcomes=data.outcomes,
