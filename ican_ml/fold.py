@@ -22,7 +22,7 @@ from ican_ml.config import RunConfig
 from ican_ml.evaluation.baselines import BASELINES, BaselineConfig, fit_baselines
 from ican_ml.evaluation.design import Design
 from ican_ml.evaluation.outcome import Outcome
-from ican_ml.inputs.answer import Float64, summarise
+from ican_ml.inputs.answer import Float64, risk, summarise
 from ican_ml.inputs.assemble import CohortStates, assemble
 from ican_ml.inputs.encode import EncodedPatients, Float32, Int64, encode
 from ican_ml.inputs.fit import fit_schema, refit_tasks
@@ -216,8 +216,8 @@ def network_scores(network: PatientTransformer, fold: Fold, rows: Int64) -> dict
     place = np.searchsorted(patients, states.patient[rows])
     scores: dict[str, Float64] = {}
     for task in fold.schema.tasks:
-        each = summarise(task, outputs[task.name])[place, states.slot[rows]]
-        scores[task.name] = -each if task.kind == "survival" else each
+        output = outputs[task.name][place, states.slot[rows]]
+        scores[task.name] = risk(output) if task.kind == "survival" else summarise(task, output)
     return scores
 
 

@@ -59,6 +59,15 @@ def expected_days(task: Task, hazard_logits: Float64) -> Float64:
     return _moments(task, hazard_logits)[0]
 
 
+def risk(hazard_logits: npt.NDArray[np.generic]) -> Float64:
+    """Probability of the event, averaged over the task's edges, which are quantiles of the times of training's events.
+
+    What survival is ranked by: pairs are told apart at such times, not in the long tail that rules `expected_days`.
+    [..., bins] -> [...].
+    """
+    return np.asarray(1 - event_free(hazard_logits).mean(-1))
+
+
 def event_free(hazard_logits: npt.NDArray[np.generic]) -> Float64:
     """Probability to be free of the event at each of the task's edges: hazard logits [..., bins] -> [..., bins]."""
     return np.asarray(np.exp(np.cumsum(-np.logaddexp(0.0, hazard_logits.astype(np.float64)), axis=-1)))

@@ -30,11 +30,12 @@ class ModelConfig:
     side by side and averaged (Lakshminarayanan et al. 2017, arXiv:1612.01474). ``identity_dropout`` is the probability
     that training takes a drug for unknown, ``code_dropout`` that a batch takes a code so. ``trees`` is how many boosted
     trees a task may have, 0 = none; ``trees_by`` names the covariate whose categories have trees of their own beside
-    those of all, null = none. ``landmarks`` is to how many training patients likeness is measured at most,
-    0 = none. ``resistance``: search for altered genes that make a tumour resist a class of drugs (deep path, binary
-    tasks). ``query_layers`` 0: treatments ask nothing of the tokens, and the deep path knows the summary and the state
-    of the targets alone. ``features_at_par``: in the linear path the ridge penalty is heavier on the features of a
-    modality with more than so many, by their ratio.
+    those of all, null = none. ``columns`` is the width of a network over what the trees, if any, split on, 0 = none: it
+    learns the outcome by itself, and its logits are averaged with those of all other paths. ``landmarks`` is to how
+    many training patients likeness is measured at most, 0 = none. ``resistance``: search for altered genes that make a
+    tumour resist a class of drugs (deep path, binary tasks). ``query_layers`` 0: treatments ask nothing of the tokens,
+    and the deep path knows the summary and the state of the targets alone. ``features_at_par``: in the linear path the
+    ridge penalty is heavier on the features of a modality with more than so many, by their ratio.
     """
 
     width: int = 32
@@ -52,6 +53,7 @@ class ModelConfig:
     trees: int = 0
     tree_depth: int = 5
     trees_by: str | None = None
+    columns: int = 0
     landmarks: int = 0
     deep: bool = True
     resistance: bool = False
@@ -69,8 +71,9 @@ class ModelConfig:
                 "model.trees, model.tree_depth: expected at least 0 trees of a depth from 1 to 8, "
                 f"got {self.trees} of {self.tree_depth}"
             )
-        if self.landmarks < 0:
-            raise ValueError(f"model.landmarks: expected a number of at least 0, got {self.landmarks}")
+        for name in ("landmarks", "columns"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"model.{name}: expected a number of at least 0, got {getattr(self, name)}")
         if self.features_at_par <= 0:
             raise ValueError(f"model.features_at_par: expected a positive number, got {self.features_at_par}")
         if self.members < 1:

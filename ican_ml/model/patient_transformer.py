@@ -5,13 +5,15 @@
     regimens         -> queries ---- cross-attention to bottleneck and tokens ----> heads
     wide path        : summary, bags, drugs, target state -- linear --------------> added to every head
     trees, if any    : the same, value by value -- boosted ------------------------> added to every head
+    columns, if any  : the same values -- network of its own ----------------------> averaged with the sum
     kernel, if any   : omics against those of training patients, by drug ----------> added to every head
     earlier, if any  : what a pretrained network answers -- linear -----------------> added to every head
     resistance, if any: altered genes by drug class, times what the targets promise -> off the binary heads
 
 The bottleneck follows Nagrani et al. 2021 (arXiv:2107.00135). The trees are grown first, then the linear ("wide") path
 is fitted to what they leave, by penalised maximum likelihood, and the deep heads start at zero: the deep path has to
-earn what it adds (Cheng et al. 2016, arXiv:1606.07792). Inputs: the arrays of :mod:`ican_ml.inputs.encode`.
+earn what it adds (Cheng et al. 2016, arXiv:1606.07792). The columns path learns the outcome by itself, and is averaged
+with all others. Inputs: the arrays of :mod:`ican_ml.inputs.encode`.
 
 Shapes: B patients, R regimens, T tokens, W width, N tasks.
 """
@@ -27,68 +29,20 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ican_ml.inputs.answer import members_of
-from ican_ml.inputs.schema import FIRST_KNOWN, InputSchema
-from ican_ml.model.blocks import input_layer
+from ican_ml.inputs.schema import InputSchema
+from ican_ml.model.columns import SHARE, ColumnsPath
 from ican_ml.model.deep import Batch, DeepPath, ModelConfig, Scaled, head_width
 from ican_ml.model.embedding import PatientEmbedding
 from ican_ml.model.kernel import KernelPath
-from ican_ml.model.omics import FeatureBag, FeatureScale, row_of_entry
+from ican_ml.model.omics import FeatureScale, row_of_entry
 from ican_ml.model.resistance import ResistancePath
 from ican_ml.model.treatment import TargetState
 from ican_ml.model.trees import TreePath
+from ican_ml.model.wide import WidePath
 
 __all__ = ["Batch", "ModelConfig", "PatientTransformer"]
 
 _OWN_SCORES = ("wide_patient", "wide_treatment", "trees", "kernel")
-_EARLIER_SHARE = 5.0
-
-
-class WidePath(nn.Module):
-    """The linear path: one score per task, patient and treatment, zero until it is fitted.
-
-    One ridge penalty serves all blocks: that of a modality with many features is made heavier by scaling its score, so
-    that two thousand genes do not outweigh a few dozen clinical columns. ``at_par`` is how many features weigh as one
-    column would: see :class:`ModelConfig`.
-    """
-
-    def __init__(self, schema: InputSchema, n_earlier: int, at_par: float) -> None:
-        super().__init__()
-        n_tasks = len(schema.tasks)
-        self.earlier = nn.Parameter(torch.zeros(n_earlier, n_tasks)) if n_earlier else None
-        self.summary = input_layer(len(schema.summary_names), n_tasks, bias=False)
-        self.bags = nn.ModuleDict({m.name: FeatureBag(m, n_tasks, zero=True) for m in schema.modalities})
-        self.shares = [min(1.0, (at_par / len(m.features)) ** 0.5) for m in schema.modalities]
-        self.present = nn.Parameter(torch.zeros(len(schema.modalities), n_tasks))
-        self.drug = nn.Embedding(len(schema.drugs) + FIRST_KNOWN, n_tasks, padding_idx=0)
-        self.drug_class = nn.Embedding(len(schema.classes) + FIRST_KNOWN, n_tasks, padding_idx=0)
-        self.state = nn.Parameter(torch.zeros(2 * len(schema.modalities), n_tasks))
-        for parameter in self.parameters():
-            nn.init.zeros_(parameter)
-
-    def forward(self, batch: Batch, scaled: dict[str, Tensor], state_BRGM: Tensor) -> tuple[Tensor, Tensor]:
-        """``[B, tasks]`` of the patient and ``[B, R, tasks]`` of the treatments; the score is their sum.
-
-        ``scaled`` are the modalities' normalised values, ``state_BRGM`` the targets'. The batch may bring what an
-        earlier network answers, which hardly feels the penalty.
-        """
-        patient_BN = self.summary(batch["summary"])
-        for m, (name, bag) in enumerate(self.bags.items()):
-            panel_B = batch[f"{name}_panel"]
-            bag_BN = bag(batch[f"{name}_indptr"], batch[f"{name}_indices"], scaled[name], panel_B)
-            patient_BN = patient_BN + bag_BN * self.shares[m] + (panel_B > 0)[:, None] * self.present[m]
-        drug_BRN = self.drug(batch["treatment_drug"]).sum(2) + self.drug_class(batch["treatment_class"]).sum(2)
-        treatment_BRN = drug_BRN + self.targets(batch, state_BRGM)
-        if self.earlier is not None:
-            treatment_BRN = (
-                treatment_BRN + batch["earlier"][:, : treatment_BRN.shape[1]] @ self.earlier * _EARLIER_SHARE
-            )
-        return patient_BN, treatment_BRN
-
-    def targets(self, batch: Batch, state_BRGM: Tensor) -> Tensor:
-        """``[B, R, tasks]``: what the state of the targets adds, their mean."""
-        real_BRG1 = (batch["treatment_gene"] > 0).to(state_BRGM.dtype)[..., None]
-        state_BRN = (torch.cat([state_BRGM, batch["treatment_state_known"]], -1) @ self.state * real_BRG1).sum(2)
-        return state_BRN / real_BRG1.sum(2).clamp(min=1)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -103,6 +57,8 @@ class Paths:
         [B, R, E, N]: how each member's trees differ from their mean.
     deep
         What each member's deep path adds, by task.
+    columns
+        What each member's columns path says, by task; none in training.
     gain
         [B, R, N]: what altered targets add in the deep path; see :mod:`ican_ml.model.resistance`.
     """
@@ -110,6 +66,7 @@ class Paths:
     score: Tensor
     spread: Tensor
     deep: list[dict[str, Tensor]]
+    columns: list[dict[str, Tensor]]
     gain: Tensor | None
 
 
@@ -130,6 +87,13 @@ class PatientTransformer(nn.Module):
         self.wide = WidePath(schema, 0 if earlier is None else len(earlier.tasks), config.features_at_par)
         shape = (config.trees, config.tree_depth, config.members)
         self.trees = TreePath(schema, *shape, config.trees_by) if config.trees else None
+        self.columns = None
+        if self.trees is not None and config.columns:
+            categories = 1 + len(self.trees.categories)
+            with torch.random.fork_rng(devices=[]):
+                self.columns = ColumnsPath(
+                    schema.tasks, self.trees.n_values, categories, config.columns, config.members
+                )
         comparable = schema.modalities or schema.summary_names
         self.kernel = KernelPath(schema, config.landmarks) if config.landmarks and comparable else None
         self.bias = nn.ParameterDict({t.name: nn.Parameter(torch.zeros(head_width(t))) for t in schema.tasks})
@@ -152,10 +116,16 @@ class PatientTransformer(nn.Module):
         score_BRN = paths.score
         if self.resistance is not None and paths.gain is not None:
             score_BRN = score_BRN + self.resistance(batch, paths.gain)
-        outputs = self.calibrated(self.outputs(score_BRN, self.mean(paths.deep)))
+        outputs = self.calibrated(self.outputs(score_BRN, self.mean(paths.deep), self.mean(paths.columns)))
         if self.n_members > 1:
             each = [
-                self.calibrated(self.outputs(score_BRN + paths.spread[:, :, e], paths.deep[e] if paths.deep else {}))
+                self.calibrated(
+                    self.outputs(
+                        score_BRN + paths.spread[:, :, e],
+                        paths.deep[e] if paths.deep else {},
+                        paths.columns[e] if paths.columns else {},
+                    )
+                )
                 for e in range(self.n_members)
             ]
             outputs |= {members_of(task): torch.stack([m[task.name] for m in each], dim=2) for task in self.tasks}
@@ -206,6 +176,10 @@ class PatientTransformer(nn.Module):
             treatment_BRN = treatment_BRN + batch["kernel"][:, : state_BRGM.shape[1]]
         elif self.kernel is not None:
             treatment_BRN = treatment_BRN + self.kernel(batch, features)
+        columns = []
+        if self.columns is not None and not self.training:
+            values_BRF = self.tree_values(batch, state_BRGM)
+            columns = self.columns(values_BRF, batch["category"] if "category" in batch else self.category(values_BRF))
         scaled = Scaled(features=features, tokens=self._scale_tokens(batch))
         states = [state_BRGM]
         if self.resistance is not None and not self.training:
@@ -224,11 +198,12 @@ class PatientTransformer(nn.Module):
                 for k, state in enumerate(states)
             ]
             gain_BRN = self._gain(*answers)
-        return Paths(score=patient_BN[:, None] + treatment_BRN, spread=spread_BREN, deep=deep, gain=gain_BRN)
+        score_BRN = patient_BN[:, None] + treatment_BRN
+        return Paths(score=score_BRN, spread=spread_BREN, deep=deep, columns=columns, gain=gain_BRN)
 
-    def mean(self, deep: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-        """The mean of the members' deep paths, by task."""
-        return {task.name: torch.stack([each[task.name] for each in deep]).mean(0) for task in self.tasks if deep}
+    def mean(self, members: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """The mean of what the members' deep or columns paths say, by task."""
+        return {task.name: torch.stack([each[task.name] for each in members]).mean(0) for task in self.tasks if members}
 
     def _gain(self, answer: dict[str, Tensor], unaltered: dict[str, Tensor]) -> Tensor:
         """``[B, R, N]``: what altered targets add to the logits of binary tasks, 0 for others."""
@@ -287,14 +262,31 @@ class PatientTransformer(nn.Module):
         assert self.trees is not None
         return self.trees.values(batch, self._scale_features(batch, centred=True), state_BRGM)
 
-    def outputs(self, score_BRN: Tensor, deep: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Bias + score + what the deep heads add, by task."""
+    def category(self, values_BRF: Tensor) -> Tensor:
+        """int64 ``[B, R]``: whose trees and columns are asked; see :meth:`TreePath.group`."""
+        assert self.trees is not None
+        return self.trees.group(values_BRF.flatten(0, 1)).reshape(values_BRF.shape[:2])
+
+    def outputs(
+        self, score_BRN: Tensor, deep: dict[str, Tensor], columns: dict[str, Tensor] | None = None
+    ) -> dict[str, Tensor]:
+        """Bias + score + what the deep heads add, by task; where there are columns, averaged with theirs."""
         outputs = {}
         for n, task in enumerate(self.tasks):
             score_BR1 = score_BRN[..., n : n + 1]
             if task.kind == "regression":
                 score_BR1 = functional.pad(score_BR1, (0, 1))
             out = self.bias[task.name] + deep.get(task.name, 0.0) + score_BR1
+            if columns:
+                out = (1 - SHARE) * out + SHARE * columns[task.name]
+            outputs[task.name] = out
+        return self.finished(outputs)
+
+    def finished(self, said: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What the heads say ``[B, R, outputs]``, as the outputs of :meth:`forward`: regression in its own units."""
+        outputs = {}
+        for task in self.tasks:
+            out = said[task.name]
             if task.kind == "regression":
                 out = torch.stack(
                     [task.centre + task.scale * out[..., 0], out[..., 1] + 2 * math.log(task.scale)], dim=-1

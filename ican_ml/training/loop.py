@@ -18,6 +18,7 @@ from ican_ml.inputs.encode import EncodedPatients, Float32, Int64
 from ican_ml.inputs.schema import InputSchema
 from ican_ml.model.patient_transformer import ModelConfig, PatientTransformer
 from ican_ml.training.calibration import calibrate
+from ican_ml.training.columns import fit_columns
 from ican_ml.training.config import TrainerConfig, TrainingConfig
 from ican_ml.training.data import PatientData, PatientLoader
 from ican_ml.training.deep import Curve, DeepFit, train_deep
@@ -81,6 +82,8 @@ def fit(
         grown = zip(network.tasks, network.trees.leaf, strict=True)
         told = ", ".join(f"{int(leaf[0, 0].any(1).sum())} for {task.name}" for task, leaf in grown)
         _log.info("trees grown: %s%s", told, f", {network.n_members} times" if network.n_members > 1 else "")
+    if network.columns is not None:
+        fit_columns(network, train, seed=seed)
     if network.kernel is not None:
         train, tuning = fit_kernel(network, train, tuning, subject=subject, seed=seed)
     wide = fit_wide(network, train, tuning, strengths=training.wide_strengths)

@@ -111,7 +111,7 @@ class _Episodes:
             place, slot = np.nonzero(weight)
             with torch.inference_mode():
                 said = network.paths(batch)
-                logit = network.outputs(said.score, network.mean(said.deep))[task.name]
+                logit = network.outputs(said.score, network.mean(said.deep), network.mean(said.columns))[task.name]
             assert said.gain is not None
             drug, drug_class = (batch[f"treatment_{name}"].numpy()[place, slot] for name in ("drug", "class"))
             parts.append(

@@ -94,9 +94,9 @@ def fit_trees(
     assert trees is not None
     scores = np.zeros((2, *train.shape, len(network.tasks)), np.float32)
     most = trees.leaf.shape[3]
-    tree_values = [_tree_values(network, data) if len(data.rows) else None for data in (train, tuning)]
+    values = [tree_values(network, data) if len(data.rows) else None for data in (train, tuning)]
     for n, task in enumerate(network.tasks):
-        part, held = (None if found is None else found.rows(task) for found in tree_values)
+        part, held = (None if found is None else found.rows(task) for found in values)
         assert part is not None
         learnable = part.take(part.row_weight > 0)
         judged = held.take(held.row_weight > 0) if held is not None else None
@@ -156,7 +156,7 @@ def fit_mix(network: PatientTransformer, train: PatientData, scores: Float32) ->
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _TreeValues:
+class TreeValues:
     """What the trees split on, [episodes, F], and whose it is: every regimen that some patient is asked about."""
 
     values: Float32
@@ -179,7 +179,8 @@ class _TreeValues:
         )
 
 
-def _tree_values(network: PatientTransformer, data: PatientData) -> _TreeValues:
+def tree_values(network: PatientTransformer, data: PatientData) -> TreeValues:
+    """Those of every regimen that some patient is asked about."""
     assert network.trees is not None
     values, patient, slot = [], [], []
     for start in range(0, len(data.rows), _ROWS):
@@ -193,7 +194,7 @@ def _tree_values(network: PatientTransformer, data: PatientData) -> _TreeValues:
         patient.append(rows[row.numpy()])
         slot.append(column.numpy())
     joined = np.concatenate(values)
-    return _TreeValues(
+    return TreeValues(
         values=joined,
         group=network.trees.group(torch.from_numpy(joined)).numpy(),
         patient=np.concatenate(patient),

@@ -244,6 +244,7 @@ def test_without_query_layers_tokens_say_nothing_and_are_not_trained(sim_schema:
         ({"omics_layers": -1}, "model.omics_layers"),
         ({"query_layers": -1}, "model.query_layers"),
         ({"members": 0}, "model.members"),
+        ({"columns": -1}, "model.columns"),
         ({"features_at_par": 0}, "model.features_at_par"),
         ({"bottleneck_tokens": -1}, "model.bottleneck_tokens"),
     ],

@@ -1,0 +1,88 @@
+"""Fit the columns path: AdamW with one cycle of the learning rate (Smith 2018, arXiv:1708.07120), by itself.
+
+The number of passes is fixed, so no tuning patients are needed. The weights of single columns, which start at 1, learn
+faster than the rest and do not decay.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm  # type: ignore[import-untyped]
+
+from ican_ml.model.columns import Columns
+from ican_ml.model.patient_transformer import PatientTransformer
+from ican_ml.training.data import PatientData
+from ican_ml.training.losses import total_loss
+from ican_ml.training.trees import tree_values
+
+_log = logging.getLogger(__name__)
+_EPOCHS, _BATCH = 12, 256
+_RATE, _WEIGHT_RATE = 3e-3, 30.0
+_DECAY, _CLIP = 0.1, 1.0
+_LITTLE = 1e-6
+
+
+def fit_columns(network: PatientTransformer, train: PatientData, *, seed: int) -> None:
+    """Fit ``network.columns`` in place; each member under its own seed."""
+    columns = network.columns
+    assert columns is not None
+    network.eval()
+    found = tree_values(network, train)
+    values, category = torch.from_numpy(found.values), torch.from_numpy(found.group)
+    outcome = {
+        name: torch.from_numpy(array[found.patient, found.slot][:, None])
+        for name, array in train.outcomes.items()
+        if name.endswith(("_target", "_weight"))
+    }
+    columns.standardise(values)
+    seen = columns.standardised(values)[:, None]
+    steps = tqdm(total=len(columns.members) * _EPOCHS, desc="columns", disable=None)
+    with torch.random.fork_rng(devices=[]), steps:
+        for e, member in enumerate(columns.members):
+            assert isinstance(member, Columns)
+            torch.manual_seed(seed + e)
+            member.reset(_start(network, outcome))
+            _fit(network, member.train().requires_grad_(True), seen, category[:, None], outcome, steps)
+            member.eval().requires_grad_(False)
+    _log.info("columns path fitted%s", f", {len(columns.members)} times" if len(columns.members) > 1 else "")
+
+
+def _fit(
+    network: PatientTransformer, member: Columns, seen: Tensor, category: Tensor, outcome: dict[str, Tensor], bar: Any
+) -> None:
+    weights = [member.weight]
+    rest = [parameter for name, parameter in member.named_parameters() if name != "weight"]
+    optimiser = torch.optim.AdamW(
+        [{"params": rest, "weight_decay": _DECAY}, {"params": weights, "weight_decay": 0.0}], lr=_RATE
+    )
+    n_batches = -(-len(seen) // _BATCH)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, [_RATE, _RATE * _WEIGHT_RATE], total_steps=_EPOCHS * n_batches + 1, pct_start=0.2
+    )
+    for _ in range(_EPOCHS):
+        for rows in torch.randperm(len(seen)).chunk(n_batches):
+            outputs = network.finished(member(seen[rows], category[rows]))
+            loss = total_loss(network.tasks, outputs, {name: values[rows] for name, values in outcome.items()})
+            optimiser.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            torch.nn.utils.clip_grad_norm_(member.parameters(), _CLIP)
+            optimiser.step()
+            schedule.step()
+        bar.update()
+
+
+def _start(network: PatientTransformer, outcome: dict[str, Tensor]) -> dict[str, Tensor]:
+    """By task, what to say before anything is learned: the log odds of all (by interval); 0 = the mean."""
+    start = {}
+    for task in network.tasks:
+        target, weight = (outcome[f"{task.name}_{part}"].flatten(0, 1) for part in ("target", "weight"))
+        if task.kind == "regression":
+            start[task.name] = torch.zeros(2)
+        else:
+            share = (weight * target).sum(0) / weight.sum(0).clamp(min=_LITTLE)
+            start[task.name] = (torch.log(share + _LITTLE) - torch.log(1 - share + _LITTLE)).reshape(-1)
+    return start
