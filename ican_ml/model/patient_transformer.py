@@ -166,10 +166,14 @@ class PatientTransformer(nn.Module):
         else:
             patient_BN, treatment_BRN = self.wide(batch, features, state_BRGM)
         spread_BREN = treatment_BRN.new_zeros(*treatment_BRN.shape[:2], self.n_members, len(self.tasks))
+        asks_columns = self.columns is not None and not self.training
+        values_BRF = None
+        if asks_columns or (self.trees is not None and "trees" not in batch):
+            values_BRF = self.tree_values(batch, state_BRGM)
         if "trees" in batch:
             treatment_BRN = treatment_BRN + batch["trees"][:, : state_BRGM.shape[1]]
         elif self.trees is not None:
-            trees_BREN = self.trees(self.tree_values(batch, state_BRGM))
+            trees_BREN = self.trees(values_BRF)
             treatment_BRN = treatment_BRN + trees_BREN.mean(2)
             spread_BREN = trees_BREN - trees_BREN.mean(2, keepdim=True)
         if "kernel" in batch:
@@ -177,8 +181,7 @@ class PatientTransformer(nn.Module):
         elif self.kernel is not None:
             treatment_BRN = treatment_BRN + self.kernel(batch, features)
         columns = []
-        if self.columns is not None and not self.training:
-            values_BRF = self.tree_values(batch, state_BRGM)
+        if self.columns is not None and values_BRF is not None and not self.training:
             columns = self.columns(values_BRF, batch["category"] if "category" in batch else self.category(values_BRF))
         scaled = Scaled(features=features, tokens=self._scale_tokens(batch))
         states = [state_BRGM]

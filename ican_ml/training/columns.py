@@ -38,8 +38,8 @@ def fit_columns(network: PatientTransformer, train: PatientData, *, seed: int) -
         for name, array in train.outcomes.items()
         if name.endswith(("_target", "_weight"))
     }
-    columns.standardise(values)
-    seen = columns.standardised(values)[:, None]
+    columns.set_scale(values)
+    seen = columns.scaled(values)[:, None]
     steps = tqdm(total=len(columns.members) * _EPOCHS, desc="columns", disable=None)
     with torch.random.fork_rng(devices=[]), steps:
         for e, member in enumerate(columns.members):

@@ -53,6 +53,21 @@ def test_trees_and_likeness_do_not_break_it(
     assert attribute(network, sim_schema, [batch]).error.max() <= COMPLETE
 
 
+def test_columns_do_not_break_it(sim_schema: InputSchema, batch: dict[str, torch.Tensor]) -> None:
+    torch.manual_seed(0)
+    model = ModelConfig(deep=False, trees=4, tree_depth=2, trees_by="indication", columns=8)
+    network = PatientTransformer(model, sim_schema).eval()
+    assert network.columns is not None
+    with torch.no_grad():
+        values = network.tree_values(batch, network.normalise(batch)[1])
+        network.columns.set_scale(values.flatten(0, 1))
+        for parameter in network.columns.parameters():
+            parameter.normal_(std=0.3)
+    found = attribute(network, sim_schema, [batch])
+    assert found.error.max() <= COMPLETE
+    assert np.median(np.abs(found.difference)) > 0.01
+
+
 def test_genes_that_are_neither_stored_nor_targets_get_nothing(
     sim_network: PatientTransformer, sim_schema: InputSchema, batch: dict[str, torch.Tensor]
 ) -> None:

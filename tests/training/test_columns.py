@@ -99,11 +99,11 @@ def test_the_network_without_columns_is_as_ever(schema: InputSchema) -> None:
     assert {name.split(".")[0] for name in with_them.keys() - without.keys()} == {"columns"}
 
 
-def test_missing_values_count_as_the_mean_and_wild_ones_are_clipped() -> None:
+def test_missing_values_count_as_0_and_wild_ones_are_clipped() -> None:
     columns = ColumnsPath([], 2, 1, 4, 1)
-    columns.standardise(torch.tensor([[1.0, MISSING], [3.0, MISSING], [MISSING, MISSING]]))
-    seen = columns.standardised(torch.tensor([[3.0, 1.0], [MISSING, MISSING], [1e6, 5.0]]))
-    np.testing.assert_allclose(seen, [[1, 0], [0, 0], [4, 0]], atol=1e-6)
+    columns.set_scale(torch.tensor([[1.0, MISSING], [3.0, MISSING], [MISSING, MISSING]]))
+    seen = columns.scaled(torch.tensor([[3.0, 1.0], [MISSING, MISSING], [1e6, 5.0]]))
+    np.testing.assert_allclose(seen, [[3, 0], [0, 0], [4, 0]], atol=1e-6)
 
 
 def test_columns_are_exported(schema: InputSchema, tmp_path: Path, fitted: FitResult) -> None:
