@@ -53,11 +53,13 @@ def measured() -> dict[str, Any]:
     from tqdm import tqdm
 
     from ican_ml.bundle.read import deviation
-    from ican_ml.fold import encode_fold, network_scores
+    from ican_ml.fold import encode_fold
+    from ican_ml.inputs.answer import summarise
     from ican_ml.inputs.assemble import as_dictionary, assemble
     from ican_ml.prepare import prepare
     from ican_ml.release import load_fitted
     from ican_ml.serving.predictor import Predictor
+    from ican_ml.training.loop import predict
 
     train(*ARGUMENTS)
     os.chdir(ROOT)
@@ -65,8 +67,8 @@ def measured() -> dict[str, Any]:
     prepared = prepare(config)
     (fit,) = (ROOT / "runs" / "parity" / "private").glob("*/fit")
     network, schema = load_fitted(fit)
-    rows = np.arange(len(prepared.episodes))
-    trained = network_scores(network, encode_fold(config, prepared, schema), rows)
+    encoded = encode_fold(config, prepared, schema).encoded
+    trained = predict(network, encoded, np.arange(encoded.n_rows))
     predictor = Predictor(ROOT / "runs" / "parity" / "bundle")
     states = assemble(prepared.cohort, prepared.store, prepared.episodes, config.inputs.covariates)
     served: dict[str, list[list[float]]] = {task.name: [] for task in schema.tasks}
@@ -84,10 +86,10 @@ def measured() -> dict[str, Any]:
     for task in schema.tasks:
         each = zip(states.patient.tolist(), states.slot.tolist(), strict=True)
         own = np.array([served[task.name][patient][slot] for patient, slot in each])
-        difference[task.name] = deviation(own, -trained[task.name] if task.kind == "survival" else trained[task.name])
+        difference[task.name] = deviation(own, summarise(task, trained[task.name])[states.patient, states.slot])
     return {
         "subjects": len(np.unique(states.subject_id)),
-        "episodes": len(rows),
+        "episodes": len(prepared.episodes),
         "patients": n_patients,
         "difference": difference,
     }

@@ -79,8 +79,7 @@ def evaluate_predictions(found: CohortPredictions, *, replicates: int, seed: int
         if task.name not in outcomes:
             continue
         outcome, rows = outcomes[task.name], np.arange(len(episodes))
-        values = found.prediction[task.name]
-        score = -values if task.kind == "survival" else values
+        score = (found.risk if task.kind == "survival" else found.prediction)[task.name]
         scores = Scores(
             name="cohort", rows=rows, arrays={f"{task.name}/{MODEL}": score}, curve=(), calibration=found.calibration
         )

@@ -11,7 +11,7 @@ import pytest
 
 from ican_ml.cohort.cohort import read_cohort
 from ican_ml.evaluation.report import render_report
-from ican_ml.inputs.answer import summarise
+from ican_ml.inputs.answer import risk, summarise
 from ican_ml.inputs.assemble import assemble
 from ican_ml.inputs.encode import encode
 from ican_ml.inputs.schema import InputSchema
@@ -59,9 +59,9 @@ def test_metrics_are_those_of_the_training_code(
     outputs = predict(sim_network, encoded, np.arange(encoded.n_rows))
     outcomes = read_outcomes(cohort.episodes, {task.name: task.kind for task in schema.tasks})
     for task in schema.tasks:
-        values = summarise(task, outputs[task.name])[states.patient, states.slot]
-        score = -values if task.kind == "survival" else values
-        scores = Scores(name="x", rows=np.arange(len(values)), arrays={f"{task.name}/{MODEL}": score}, curve=())
+        output = outputs[task.name][states.patient, states.slot]
+        score = risk(output) if task.kind == "survival" else summarise(task, output)
+        scores = Scores(name="x", rows=np.arange(len(score)), arrays={f"{task.name}/{MODEL}": score}, curve=())
         expected = (
             evaluate_scores(task.name, outcomes[task.name], cohort.episodes, [scores], replicates=20, seed=7)
             .pooled[MODEL]

@@ -22,7 +22,7 @@ from ican_ml.cohort.cohort import Cohort, read_cohort
 from ican_ml.evaluation.conformal import Calibration
 from ican_ml.evaluation.evaluate import MIN_SUBJECTS
 from ican_ml.evaluation.shift import ColumnShift, RecordShift, standardised, unseen_names
-from ican_ml.inputs.answer import Float64, event_free, summarise
+from ican_ml.inputs.answer import Float64, event_free, risk, summarise
 from ican_ml.inputs.assemble import CohortStates, assemble
 from ican_ml.inputs.encode import EncodedPatients, Int64, collate
 from ican_ml.inputs.regimens import INHIBITOR
@@ -47,6 +47,8 @@ class CohortPredictions:
         Of the model.
     prediction
         By task, float64 [episodes]: probability, expected days within the observed span, or expected value.
+    risk
+        By survival task, float64 [episodes]: what survival is ranked by; see :func:`ican_ml.inputs.answer.risk`.
     event_free
         By survival task, float64 [episodes]: probability to be event-free at :func:`horizon`.
     notes
@@ -63,6 +65,7 @@ class CohortPredictions:
     cohort: Cohort
     tasks: tuple[Task, ...]
     prediction: dict[str, Float64]
+    risk: dict[str, Float64]
     event_free: dict[str, Float64]
     notes: dict[str, list[Any]]
     shift: dict[str, Any]
@@ -103,22 +106,25 @@ def predict_cohort(bundle: str | Path, path: str | Path, *, family: str | None =
     tally = _Tally(alignment, cohort)
     n = len(episodes)
     prediction = {task.name: np.empty(n) for task in predictor.schema.tasks}
-    curves = {task.name: np.empty(n) for task in predictor.schema.tasks if task.kind == "survival"}
+    risks = {task.name: np.empty(n) for task in predictor.schema.tasks if task.kind == "survival"}
+    curves = {name: np.empty(n) for name in risks}
     with tqdm(total=n, disable=None, unit="episode") as bar:
         for rows in _some_subjects(episodes["subject_id"].to_numpy()):
             states, omics, encoded = encode_rows(alignment, store, episodes[rows], covariates)
             tally.add(rows, states, omics, encoded)
             outputs = predictor.run(collate(encoded, np.arange(encoded.n_rows)))
             for task in predictor.schema.tasks:
-                output = outputs[task.name]
-                prediction[task.name][rows] = summarise(task, output)[states.patient, states.slot]
+                output = outputs[task.name][states.patient, states.slot]
+                prediction[task.name][rows] = summarise(task, output)
                 if task.kind == "survival":
-                    curves[task.name][rows] = _at_horizon(task, output[states.patient, states.slot])
+                    risks[task.name][rows] = risk(output)
+                    curves[task.name][rows] = _at_horizon(task, output)
             bar.update(len(rows))
     return CohortPredictions(
         cohort=cohort,
         tasks=predictor.schema.tasks,
         prediction=prediction,
+        risk=risks,
         event_free=curves,
         notes=tally.notes,
         calibration=predictor.calibration,
