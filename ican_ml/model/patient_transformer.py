@@ -166,9 +166,9 @@ class PatientTransformer(nn.Module):
         else:
             patient_BN, treatment_BRN = self.wide(batch, features, state_BRGM)
         spread_BREN = treatment_BRN.new_zeros(*treatment_BRN.shape[:2], self.n_members, len(self.tasks))
-        asks_columns = self.columns is not None and not self.training
+        columns_path = None if self.training else self.columns
         values_BRF = None
-        if asks_columns or (self.trees is not None and "trees" not in batch):
+        if columns_path is not None or (self.trees is not None and "trees" not in batch):
             values_BRF = self.tree_values(batch, state_BRGM)
         if "trees" in batch:
             treatment_BRN = treatment_BRN + batch["trees"][:, : state_BRGM.shape[1]]
@@ -181,8 +181,8 @@ class PatientTransformer(nn.Module):
         elif self.kernel is not None:
             treatment_BRN = treatment_BRN + self.kernel(batch, features)
         columns = []
-        if self.columns is not None and values_BRF is not None and not self.training:
-            columns = self.columns(values_BRF, batch["category"] if "category" in batch else self.category(values_BRF))
+        if columns_path is not None and values_BRF is not None:
+            columns = columns_path(values_BRF, batch["category"] if "category" in batch else self.category(values_BRF))
         scaled = Scaled(features=features, tokens=self._scale_tokens(batch))
         states = [state_BRGM]
         if self.resistance is not None and not self.training:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm  # type: ignore[import-untyped]
@@ -17,13 +18,13 @@ from ican_ml.model.columns import Columns
 from ican_ml.model.patient_transformer import PatientTransformer
 from ican_ml.training.data import PatientData
 from ican_ml.training.losses import total_loss
+from ican_ml.training.outcomes import log_odds
 from ican_ml.training.trees import tree_values
 
 _log = logging.getLogger(__name__)
 _EPOCHS, _BATCH = 12, 256
 _RATE, _WEIGHT_RATE = 3e-3, 30.0
 _DECAY, _CLIP = 0.1, 1.0
-_LITTLE = 1e-6
 
 
 def fit_columns(network: PatientTransformer, train: PatientData, *, seed: int) -> None:
@@ -40,12 +41,13 @@ def fit_columns(network: PatientTransformer, train: PatientData, *, seed: int) -
     }
     columns.set_scale(values)
     seen = columns.scaled(values)[:, None]
+    start = _start(network, outcome)
     steps = tqdm(total=len(columns.members) * _EPOCHS, desc="columns", disable=None)
     with torch.random.fork_rng(devices=[]), steps:
         for e, member in enumerate(columns.members):
             assert isinstance(member, Columns)
             torch.manual_seed(seed + e)
-            member.reset(_start(network, outcome))
+            member.reset(start)
             _fit(network, member.train().requires_grad_(True), seen, category[:, None], outcome, steps)
             member.eval().requires_grad_(False)
     _log.info("columns path fitted%s", f", {len(columns.members)} times" if len(columns.members) > 1 else "")
@@ -79,10 +81,7 @@ def _start(network: PatientTransformer, outcome: dict[str, Tensor]) -> dict[str,
     """By task, what to say before anything is learned: the log odds of all (by interval); 0 = the mean."""
     start = {}
     for task in network.tasks:
-        target, weight = (outcome[f"{task.name}_{part}"].flatten(0, 1) for part in ("target", "weight"))
-        if task.kind == "regression":
-            start[task.name] = torch.zeros(2)
-        else:
-            share = (weight * target).sum(0) / weight.sum(0).clamp(min=_LITTLE)
-            start[task.name] = (torch.log(share + _LITTLE) - torch.log(1 - share + _LITTLE)).reshape(-1)
+        target, weight = (outcome[f"{task.name}_{part}"][:, 0].numpy() for part in ("target", "weight"))
+        odds = np.zeros(2, np.float32) if task.kind == "regression" else log_odds(target, weight)
+        start[task.name] = torch.from_numpy(np.atleast_1d(odds))
     return start

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from ican_ml.inputs.assemble import CohortStates
 
+_LITTLE = 1e-6
 Float32 = npt.NDArray[np.float32]
 Arrays = dict[str, Float32]
 
@@ -81,3 +82,10 @@ def _survival_arrays(task: Task, outcome: Outcome) -> tuple[Float32, Float32]:
     completed = edges <= time
     at_risk = (completed | target) & (edges > outcome.entry[:, None]) & outcome.labelled[:, None]
     return (target & at_risk).astype(np.float32), at_risk.astype(np.float32)
+
+
+def log_odds(target: Float32, weight: Float32) -> Float32:
+    """What a model of all starts from: the log odds of the event (by interval), ``[rows(, K)]`` -> ``[(K)]``."""
+    share = (weight * target).sum(0) / np.maximum(weight.sum(0), _LITTLE)
+    odds: Float32 = np.log(share + _LITTLE) - np.log(1 - share + _LITTLE)
+    return odds

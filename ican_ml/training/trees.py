@@ -29,6 +29,7 @@ from ican_ml.model.trees import TreePath
 from ican_ml.training.config import TrainingConfig
 from ican_ml.training.data import PatientData
 from ican_ml.training.losses import total_loss
+from ican_ml.training.outcomes import log_odds
 from ican_ml.training.wide import subject_folds
 
 _ROWS = 4096
@@ -284,9 +285,7 @@ class _Grower:
         """Where boosting starts from: the mean, or the log odds of all (by interval)."""
         if self.task.kind == "regression":
             return np.zeros(1, np.float32)
-        share = (part.weight * part.target).sum(0) / np.maximum(part.weight.sum(0), _LITTLE)
-        odds: Float32 = np.log(share + _LITTLE) - np.log(1 - share + _LITTLE)
-        return odds
+        return log_odds(part.target, part.weight)
 
     def _matrix(self, part: _Rows, start: Float32, reference: Any) -> Any:
         import xgboost as xgb
