@@ -1,4 +1,4 @@
-"""A network of its own over the columns that the trees split on: scaled and clipped, missing ones 0, as of the mean.
+"""A network of its own over the columns that the trees split on: standardised and clipped, missing ones at the mean.
 
 Each category that has trees of its own weighs the columns by itself. The path is trained on the outcome, by itself
 (:mod:`ican_ml.training.columns`), so that it errs in other ways than the trees and what is built upon them; their
@@ -18,7 +18,7 @@ from ican_ml.model.deep import head_width
 from ican_ml.model.trees import MISSING
 
 SHARE = 0.25
-_DROPOUT = 0.5
+_DROPOUT = 0.6
 _CLIP = 4.0
 _SHAPE = 0.3
 _LITTLE = 1e-6
@@ -27,25 +27,29 @@ _LITTLE = 1e-6
 class ColumnsPath(nn.Module):
     """One perceptron a member, zero until it is fitted; its parameters take no part in other training."""
 
+    mean: Tensor
     factor: Tensor
 
     def __init__(self, tasks: Sequence[Task], n_values: int, categories: int, width: int, members: int) -> None:
         super().__init__()
+        self.register_buffer("mean", torch.zeros(n_values))
         self.register_buffer("factor", torch.zeros(n_values))
         self.members = nn.ModuleList(Columns(tasks, n_values, categories, width) for _ in range(members))
         self.requires_grad_(False)
 
     def set_scale(self, values_MF: Tensor) -> None:
-        """Scale to a standard deviation of 1 over the known values of training."""
+        """Standardise by the known values of training."""
         known_MF = values_MF > MISSING
         n_F = known_MF.sum(0).clamp(min=1)
         mean_F = (values_MF * known_MF).sum(0) / n_F
         deviation_F = (((values_MF - mean_F) * known_MF).square().sum(0) / n_F).sqrt()
+        self.mean.copy_(mean_F)
         self.factor.copy_(torch.where(deviation_F > _LITTLE, 1 / deviation_F.clamp(min=_LITTLE), 0.0))
 
     def scaled(self, values_BRF: Tensor) -> Tensor:
-        """What the members see. Not centred: as the values are, 0 is the mean, or nothing, and so is a missing one."""
-        return (torch.where(values_BRF > MISSING, values_BRF, 0.0) * self.factor).clamp(-_CLIP, _CLIP)
+        """What the members see."""
+        known_BRF = values_BRF > MISSING
+        return torch.where(known_BRF, (values_BRF - self.mean) * self.factor, 0.0).clamp(-_CLIP, _CLIP)
 
     def forward(self, values_BRF: Tensor, group_BR: Tensor) -> list[dict[str, Tensor]]:
         """What each member says, by task ``[B, R, outputs]``."""

@@ -31,6 +31,7 @@ Float64 = npt.NDArray[np.float64]
 COMPLETE = 0.01
 _NODES, _PIECES, _MOST = 4, 4, 64
 _LEAST = 1e-3  # of an answer's difference: relative to less, nothing is judged
+_AVERAGE = 1e-6  # of the summary at the path's start: exactly 0 says unknown
 _POWER = 3  # nodes lie closer near the start of the path, where layer norms turn
 
 
@@ -161,7 +162,7 @@ def _at(schema: InputSchema, batch: Batch, at: float, *, grad: bool) -> dict[str
         inputs[f"{name}_values"] = _grown(batch[f"{name}_values"], _neutral(modality, batch[f"{name}_indices"]), at)
         inputs[f"gate:{name}"] = torch.full_like(batch[f"{name}_token_values"], at)
     inputs["treatment_state"] = _grown(batch["treatment_state"], _neutral_state(schema, batch), at)
-    inputs["summary"] = batch["summary"] * at
+    inputs["summary"] = batch["summary"] * max(at, _AVERAGE)
     inputs["events"] = torch.full_like(batch["event_value"], at)
     return {name: value.detach().requires_grad_(grad) for name, value in inputs.items()}
 

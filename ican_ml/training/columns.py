@@ -1,13 +1,12 @@
 """Fit the columns path: AdamW with one cycle of the learning rate (Smith 2018, arXiv:1708.07120), by itself.
 
-The number of passes is fixed, so no tuning patients are needed. The weights of single columns, which start at 1, learn
-faster than the rest and do not decay.
+The number of passes is fixed (more for few patients), so no tuning patients are needed to stop. The weights of single
+columns, which start at 1, learn faster than the rest and do not decay.
 """
 
 from __future__ import annotations
 
 import logging
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,39 +21,41 @@ from ican_ml.training.outcomes import log_odds
 from ican_ml.training.trees import tree_values
 
 _log = logging.getLogger(__name__)
-_EPOCHS, _BATCH = 12, 256
+_EPOCHS, _FEWEST_STEPS, _BATCH = 4, 100, 256
 _RATE, _WEIGHT_RATE = 3e-3, 30.0
 _DECAY, _CLIP = 0.1, 1.0
 
 
-def fit_columns(network: PatientTransformer, train: PatientData, *, seed: int) -> None:
-    """Fit ``network.columns`` in place; each member under its own seed."""
+def fit_columns(network: PatientTransformer, *parts: PatientData, seed: int) -> None:
+    """Fit ``network.columns`` in place on the patients of all parts together; each member under its own seed."""
     columns = network.columns
     assert columns is not None
     network.eval()
-    found = tree_values(network, train)
-    values, category = torch.from_numpy(found.values), torch.from_numpy(found.group)
+    found = [tree_values(network, part) for part in parts]
+    values = torch.from_numpy(np.concatenate([part.values for part in found]))
+    category = torch.from_numpy(np.concatenate([part.group for part in found]))
     outcome = {
-        name: torch.from_numpy(array[found.patient, found.slot][:, None])
-        for name, array in train.outcomes.items()
+        name: torch.from_numpy(np.concatenate([part.outcomes[name][part.patient, part.slot] for part in found]))
+        for name in parts[0].outcomes
         if name.endswith(("_target", "_weight"))
     }
+    outcome = {name: array[:, None] for name, array in outcome.items()}
     columns.set_scale(values)
     seen = columns.scaled(values)[:, None]
     start = _start(network, outcome)
-    steps = tqdm(total=len(columns.members) * _EPOCHS, desc="columns", disable=None)
-    with torch.random.fork_rng(devices=[]), steps:
+    with torch.random.fork_rng(devices=[]), tqdm(total=len(columns.members), desc="columns", disable=None) as bar:
         for e, member in enumerate(columns.members):
             assert isinstance(member, Columns)
             torch.manual_seed(seed + e)
             member.reset(start)
-            _fit(network, member.train().requires_grad_(True), seen, category[:, None], outcome, steps)
+            _fit(network, member.train().requires_grad_(True), seen, category[:, None], outcome)
             member.eval().requires_grad_(False)
+            bar.update()
     _log.info("columns path fitted%s", f", {len(columns.members)} times" if len(columns.members) > 1 else "")
 
 
 def _fit(
-    network: PatientTransformer, member: Columns, seen: Tensor, category: Tensor, outcome: dict[str, Tensor], bar: Any
+    network: PatientTransformer, member: Columns, seen: Tensor, category: Tensor, outcome: dict[str, Tensor]
 ) -> None:
     weights = [member.weight]
     rest = [parameter for name, parameter in member.named_parameters() if name != "weight"]
@@ -62,10 +63,11 @@ def _fit(
         [{"params": rest, "weight_decay": _DECAY}, {"params": weights, "weight_decay": 0.0}], lr=_RATE
     )
     n_batches = -(-len(seen) // _BATCH)
+    epochs = max(_EPOCHS, -(-_FEWEST_STEPS // n_batches))
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, [_RATE, _RATE * _WEIGHT_RATE], total_steps=_EPOCHS * n_batches + 1, pct_start=0.2
+        optimiser, [_RATE, _RATE * _WEIGHT_RATE], total_steps=epochs * n_batches + 1, pct_start=0.2
     )
-    for _ in range(_EPOCHS):
+    for _ in range(epochs):
         for rows in torch.randperm(len(seen)).chunk(n_batches):
             outputs = network.finished(member(seen[rows], category[rows]))
             loss = total_loss(network.tasks, outputs, {name: values[rows] for name, values in outcome.items()})
@@ -74,7 +76,6 @@ def _fit(
             torch.nn.utils.clip_grad_norm_(member.parameters(), _CLIP)
             optimiser.step()
             schedule.step()
-        bar.update()
 
 
 def _start(network: PatientTransformer, outcome: dict[str, Tensor]) -> dict[str, Tensor]:

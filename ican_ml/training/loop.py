@@ -89,22 +89,25 @@ def fit(
     wide = fit_wide(network, train, tuning, strengths=training.wide_strengths)
     how = "left empty" if wide.strength == NOTHING else f"fitted, ridge strength {wide.strength:g}"
     _log.info("linear path %s, tuning loss %.4f", how, dict(wide.path)[wide.strength])
-    if not model.deep:
-        calibration = calibrate(network, tuning, subject, coverage=training.coverage)
-        loss = dict(wide.path)[wide.strength]
-        return FitResult(network=network.eval(), curve=(), calibration=calibration, tuning_loss=loss)
-    train = cross_fit(network, train, subject, strength=wide.strength, seed=seed)
-    deep = DeepFit(
-        network=network, train=train, tuning=tuning, training=training, trainer=trainer, folder=folder, seed=seed
-    )
-    best, curve = train_deep(deep, ranks or Ranks(), curve_file=curve_file, report=report, loggers=loggers)
-    network.load_state_dict(best)
-    resistance = fit_resistance(network, schema, train, tuning) if network.resistance is not None else []
+    curve: Curve = ()
+    loss, resistance = dict(wide.path)[wide.strength], []
+    if model.deep:
+        train = cross_fit(network, train, subject, strength=wide.strength, seed=seed)
+        deep = DeepFit(
+            network=network, train=train, tuning=tuning, training=training, trainer=trainer, folder=folder, seed=seed
+        )
+        best, curve = train_deep(deep, ranks or Ranks(), curve_file=curve_file, report=report, loggers=loggers)
+        network.load_state_dict(best)
+        loss = min(row["tuning_loss"] for row in curve)
+        if network.resistance is not None:
+            resistance = fit_resistance(network, schema, train, tuning)
     calibration = calibrate(network, tuning, subject, coverage=training.coverage)
+    if network.columns is not None and len(tuning.rows):  # all else was chosen beside columns that did not know them
+        fit_columns(network, train, tuning, seed=seed)
     return FitResult(
         network=network.eval(),
         curve=curve,
-        tuning_loss=min(row["tuning_loss"] for row in curve),
+        tuning_loss=loss,
         calibration=calibration,
         resistance=tuple(resistance),
     )

@@ -1,11 +1,14 @@
 """The columns path: trained by itself on what the trees split on, averaged with all other paths, exported."""
 
+import copy
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from ican_ml.bundle.export import export_bundle
 from ican_ml.inputs.assemble import CohortStates
@@ -13,9 +16,10 @@ from ican_ml.inputs.schema import InputSchema
 from ican_ml.model.columns import SHARE, ColumnsPath
 from ican_ml.model.patient_transformer import ModelConfig, PatientTransformer
 from ican_ml.model.trees import MISSING
+from ican_ml.training import loop
 from ican_ml.training.columns import fit_columns
 from ican_ml.training.config import TrainerConfig, TrainingConfig
-from ican_ml.training.loop import FitResult, fit
+from ican_ml.training.loop import FitResult
 from ican_ml.training.losses import total_loss
 from ican_ml.training.trees import tree_values
 
@@ -26,21 +30,29 @@ MODEL = ModelConfig(
 )
 
 
-@pytest.fixture(scope="module")
-def fitted(
-    schema: InputSchema, parts: Parts, states: CohortStates, tmp_path_factory: pytest.TempPathFactory
-) -> FitResult:
-    return fit(
+def fit_all(schema: InputSchema, parts: Parts, states: CohortStates, folder: Path, model: ModelConfig) -> FitResult:
+    return loop.fit(
         schema,
         parts.train,
         parts.tuning,
         subject=states.subject_id,
-        model=MODEL,
+        model=model,
         training=TrainingConfig(batch_size=48, wide_strengths=[300.0], epochs=2, tree_patience=5),
         trainer=TrainerConfig(threads=1),
-        folder=tmp_path_factory.mktemp("columns"),
+        folder=folder,
         seed=5,
     )
+
+
+@pytest.fixture(scope="module")
+def fitted(
+    schema: InputSchema, parts: Parts, states: CohortStates, tmp_path_factory: pytest.TempPathFactory
+) -> FitResult:
+    return fit_all(schema, parts, states, tmp_path_factory.mktemp("columns"), MODEL)
+
+
+def same_state(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return all(torch.equal(one[name], value) for name, value in other.items())
 
 
 def columns_of(network: PatientTransformer) -> ColumnsPath:
@@ -84,9 +96,25 @@ def test_the_seed_decides_and_other_paths_do_not(schema: InputSchema, parts: Par
     for seed, same in ((5, True), (6, False)):
         torch.manual_seed(seed + 100)
         network = PatientTransformer(replace(MODEL, deep=False), schema)
-        fit_columns(network, parts.train, seed=seed)
-        found = columns_of(network).state_dict()
-        assert all(torch.equal(found[name], value) for name, value in expected.items()) is same
+        fit_columns(network, parts.train, parts.tuning, seed=seed)
+        assert same_state(columns_of(network).state_dict(), expected) is same
+
+
+def test_tuning_patients_are_learned_from_once_all_is_judged(
+    schema: InputSchema, parts: Parts, states: CohortStates, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged = []
+
+    def calibrate(network: PatientTransformer, *args: Any, **keywords: Any) -> dict[str, Any]:
+        judged.append(copy.deepcopy(columns_of(network).state_dict()))
+        return {}
+
+    monkeypatch.setattr(loop, "calibrate", calibrate)
+    found = columns_of(fit_all(schema, parts, states, tmp_path, replace(MODEL, deep=False)).network)
+    assert not same_state(judged[0], found.state_dict())
+    network = PatientTransformer(replace(MODEL, deep=False), schema)
+    fit_columns(network, parts.train, seed=5)
+    assert same_state(judged[0], columns_of(network).state_dict())
 
 
 def test_the_network_without_columns_is_as_ever(schema: InputSchema) -> None:
@@ -99,11 +127,11 @@ def test_the_network_without_columns_is_as_ever(schema: InputSchema) -> None:
     assert {name.split(".")[0] for name in with_them.keys() - without.keys()} == {"columns"}
 
 
-def test_missing_values_count_as_0_and_wild_ones_are_clipped() -> None:
+def test_missing_values_are_at_the_mean_and_wild_ones_are_clipped() -> None:
     columns = ColumnsPath([], 2, 1, 4, 1)
     columns.set_scale(torch.tensor([[1.0, MISSING], [3.0, MISSING], [MISSING, MISSING]]))
     seen = columns.scaled(torch.tensor([[3.0, 1.0], [MISSING, MISSING], [1e6, 5.0]]))
-    np.testing.assert_allclose(seen, [[3, 0], [0, 0], [4, 0]], atol=1e-6)
+    np.testing.assert_allclose(seen, [[1, 0], [0, 0], [4, 0]], atol=1e-6)
 
 
 def test_columns_are_exported(schema: InputSchema, tmp_path: Path, fitted: FitResult) -> None:
