@@ -26,6 +26,8 @@ from typing import Any
 import torch
 from record import ROOT, Record
 
+from ican_ml.reproduce import gaps
+
 SERIES, KILLS = 4, 5
 TOLERANCE = 1e-6
 PROCESSES = {"one process": ("trainer=cpu",), "two processes": ("trainer=ddp", "trainer.accelerator=cpu")}
@@ -90,7 +92,7 @@ def _killed(whole: Path, trainer: tuple[str, ...], draw: random.Random) -> dict[
         "killed": moments,
         "ended by themselves": all(alone),
         "same weights": all(torch.equal(weights[name], expected[name]) for name in expected),
-        "largest difference of a metric": _difference(_metrics(folder), _metrics(whole)),
+        "largest difference of a metric": max(gaps(_metrics(folder), _metrics(whole)).values()),
     }
 
 
@@ -121,16 +123,6 @@ def _children(pid: int) -> list[int]:
 def _metrics(folder: Path) -> Any:
     curve = json.loads((folder / "private" / "split" / "fit" / "done.json").read_text())["curve"]
     return [json.loads((folder / "metrics.json").read_text()), curve]
-
-
-def _difference(found: Any, expected: Any) -> float:
-    """Largest difference of two numbers at the same place of two JSON documents."""
-    if isinstance(expected, dict | list):
-        keys = expected.keys() if isinstance(expected, dict) else range(len(expected))
-        return max((_difference(found[key], expected[key]) for key in keys), default=0.0)
-    if isinstance(expected, int | float) and expected == expected:
-        return abs(found - expected)
-    return 0.0
 
 
 def _start(name: str, trainer: tuple[str, ...]) -> subprocess.Popen[bytes]:

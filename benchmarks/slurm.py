@@ -30,6 +30,8 @@ import torch
 from cluster import PACKAGES, Cluster, install, missing
 from record import ROOT, Record
 
+from ican_ml.reproduce import gaps
+
 MOST_DIFFERENCE = 1e-4
 RATES = ("1e-3", "2e-3", "3e-3", "4e-3")
 COHORT = ("cohorts/simulated-240-7", "240", "7")
@@ -220,7 +222,7 @@ def _largest_difference(one: Path, other: Path) -> float | None:
     if _metrics(one) is None or _metrics(other) is None:
         return None
     tables = [_metrics(run)["tasks"]["response"]["model"]["pooled"]["overall"]["metrics"] for run in (one, other)]
-    return max(abs(tables[0][name][end] - tables[1][name][end]) for name in tables[0] for end in tables[0][name])
+    return max(gaps(*tables).values())
 
 
 def _same_weights(one: Path, other: Path) -> bool:

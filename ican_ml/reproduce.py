@@ -66,9 +66,9 @@ def reproduce(root: Path, *, tolerance: float = 0.0) -> Reproduced:
         raise ValueError(f"reproduce: expected the data of the run, got others in {data.name!r}; restore them first")
     run(again)
     now = _origin(folder)
-    numbers = [dict(_numbers(json.loads((path / _METRICS).read_text()))) for path in (root, folder)]
-    differ = {name: (numbers[0].get(name), numbers[1].get(name)) for name in numbers[0] | numbers[1]}
-    gaps = {name: _gap(*pair) for name, pair in differ.items()}
+    before, after = (json.loads((path / _METRICS).read_text()) for path in (root, folder))
+    found = gaps(before, after)
+    then, ended = dict(_leaves(before)), dict(_leaves(after))
     return Reproduced(
         folder=folder,
         versions={
@@ -76,10 +76,16 @@ def reproduce(root: Path, *, tolerance: float = 0.0) -> Reproduced:
             for name in known | now
             if known.get(name) != now.get(name)
         },
-        differences={name: pair for name, pair in differ.items() if gaps[name] > tolerance},
-        compared=len(gaps),
-        largest=max(gaps.values(), default=0.0),
+        differences={name: (then.get(name), ended.get(name)) for name, gap in found.items() if gap > tolerance},
+        compared=len(found),
+        largest=max(found.values(), default=0.0),
     )
+
+
+def gaps(then: Any, now: Any) -> dict[str, float]:
+    """Absolute differences of two JSON documents, by path: infinite where one is missing or no number and not equal."""
+    before, after = dict(_leaves(then)), dict(_leaves(now))
+    return {name: _gap(before.get(name), after.get(name)) for name in before | after}
 
 
 def _origin(run: Path) -> dict[str, str]:
@@ -87,19 +93,18 @@ def _origin(run: Path) -> dict[str, str]:
     return found
 
 
-def _numbers(document: Any, at: str = "") -> Iterator[tuple[str, Any]]:
+def _leaves(document: Any, at: str = "") -> Iterator[tuple[str, Any]]:
     """Every leaf of a JSON document under its path."""
     parts = (
         document.items() if isinstance(document, dict) else enumerate(document) if isinstance(document, list) else ()
     )
     for key, value in parts:
-        yield from _numbers(value, f"{at}/{key}" if at else str(key))
+        yield from _leaves(value, f"{at}/{key}" if at else str(key))
     if not isinstance(document, dict | list):
         yield at, document
 
 
 def _gap(then: Any, now: Any) -> float:
-    """Absolute difference of two numbers; infinite where one is missing or they are other things that differ."""
     if isinstance(then, int | float) and isinstance(now, int | float):
         return abs(then - now)
     return 0.0 if then == now else math.inf
