@@ -51,7 +51,8 @@ def fit_columns(network: PatientTransformer, *parts: PatientData, seed: int) -> 
             _fit(network, member.train().requires_grad_(True), seen, category[:, None], outcome)
             member.eval().requires_grad_(False)
             bar.update()
-    _log.info("columns path fitted%s", f", {len(columns.members)} times" if len(columns.members) > 1 else "")
+    times = f", {len(columns.members)} times" if len(columns.members) > 1 else ""
+    _log.info("columns path fitted on %d episodes%s", len(values), times)
 
 
 def _fit(
