@@ -67,8 +67,7 @@ def reproduce(root: Path, *, tolerance: float = 0.0) -> Reproduced:
     run(again)
     now = _origin(folder)
     before, after = (json.loads((path / _METRICS).read_text()) for path in (root, folder))
-    found = gaps(before, after)
-    then, ended = dict(_leaves(before)), dict(_leaves(after))
+    pairs, found = _pairs(before, after), gaps(before, after)
     return Reproduced(
         folder=folder,
         versions={
@@ -76,7 +75,7 @@ def reproduce(root: Path, *, tolerance: float = 0.0) -> Reproduced:
             for name in known | now
             if known.get(name) != now.get(name)
         },
-        differences={name: (then.get(name), ended.get(name)) for name, gap in found.items() if gap > tolerance},
+        differences={name: pairs[name] for name, gap in found.items() if gap > tolerance},
         compared=len(found),
         largest=max(found.values(), default=0.0),
     )
@@ -84,8 +83,12 @@ def reproduce(root: Path, *, tolerance: float = 0.0) -> Reproduced:
 
 def gaps(then: Any, now: Any) -> dict[str, float]:
     """Absolute differences of two JSON documents, by path: infinite where one is missing or no number and not equal."""
+    return {name: _gap(*pair) for name, pair in _pairs(then, now).items()}
+
+
+def _pairs(then: Any, now: Any) -> dict[str, tuple[Any, Any]]:
     before, after = dict(_leaves(then)), dict(_leaves(now))
-    return {name: _gap(before.get(name), after.get(name)) for name in before | after}
+    return {name: (before.get(name), after.get(name)) for name in before | after}
 
 
 def _origin(run: Path) -> dict[str, str]:

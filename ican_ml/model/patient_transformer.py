@@ -182,7 +182,7 @@ class PatientTransformer(nn.Module):
             treatment_BRN = treatment_BRN + self.kernel(batch, features)
         columns = []
         if columns_path is not None and values_BRF is not None:
-            columns = columns_path(values_BRF, batch["category"] if "category" in batch else self.category(values_BRF))
+            columns = columns_path(values_BRF, self.category(values_BRF))
         scaled = Scaled(features=features, tokens=self._scale_tokens(batch))
         states = [state_BRGM]
         if self.resistance is not None and not self.training:

@@ -243,8 +243,7 @@ def _with_trees(network: PatientTransformer, batch: Batch) -> Batch:
     with torch.no_grad():
         batch = network.with_earlier(batch)
         state_BRGM = network.normalise(batch)[1]
-        values_BRF = network.tree_values(batch, state_BRGM)
-        return {**batch, "trees": network.trees(values_BRF).mean(2), "category": network.category(values_BRF)}
+        return {**batch, "trees": network.trees(network.tree_values(batch, state_BRGM)).mean(2)}
 
 
 def _by_patient(name: str, values: Tensor, batch: Batch) -> Tensor:

@@ -35,11 +35,10 @@ def fit_columns(network: PatientTransformer, *parts: PatientData, seed: int) -> 
     values = torch.from_numpy(np.concatenate([part.values for part in found]))
     category = torch.from_numpy(np.concatenate([part.group for part in found]))
     outcome = {
-        name: torch.from_numpy(np.concatenate([part.outcomes[name][part.patient, part.slot] for part in found]))
+        name: torch.from_numpy(np.concatenate([part.outcome(name) for part in found])[:, None])
         for name in parts[0].outcomes
         if name.endswith(("_target", "_weight"))
     }
-    outcome = {name: array[:, None] for name, array in outcome.items()}
     columns.set_scale(values)
     seen = columns.scaled(values)[:, None]
     start = _start(network, outcome)

@@ -166,10 +166,13 @@ class TreeValues:
     slot: Int64
     outcomes: Mapping[str, npt.NDArray[Any]]
 
+    def outcome(self, name: str) -> npt.NDArray[Any]:
+        """A loss array of these episodes, ``[episodes(, K)]``."""
+        found: npt.NDArray[Any] = self.outcomes[name][self.patient, self.slot]
+        return found
+
     def rows(self, task: Task) -> _Rows:
-        target, weight = (
-            self.outcomes[f"{task.name}_{part}"][self.patient, self.slot] for part in ("target", "weight")
-        )
+        target, weight = (self.outcome(f"{task.name}_{part}") for part in ("target", "weight"))
         return _Rows(
             values=self.values,
             group=self.group,
