@@ -116,12 +116,12 @@ def _batch(network: PatientTransformer, schema: InputSchema, batch: Batch, task:
         middle = (worst.start + worst.end) / 2
         pieces += [piece(worst.start, middle), piece(middle, worst.end)]
     sums = {name: torch.stack([each.sums[name] for each in pieces]).sum(0) for name in pieces[0].sums}
-    gene = difference.new_zeros(len(difference), schema.n_genes)
+    gene = difference.new_zeros(len(difference) * schema.n_genes)
     for name, values in sums.items():
         for row, ids, each in _by_gene(name, values, batch, schema):
-            gene.index_put_((row, ids), each, accumulate=True)
+            gene.index_add_(0, row * schema.n_genes + ids, each)
     return Attribution(
-        gene=gene.cpu().numpy(),
+        gene=gene.reshape(len(difference), -1).cpu().numpy(),
         record=sums["events"].sum(1).cpu().numpy(),
         summary=sums["summary"].sum(1).cpu().numpy(),
         difference=difference.cpu().numpy(),

@@ -73,6 +73,7 @@ def fit(
     """
     if trainer.threads:
         torch.set_num_threads(trainer.threads)
+    torch.use_deterministic_algorithms(mode=True)  # or threads add gradients up in the order in which they come
     torch.manual_seed(seed)
     network = PatientTransformer(model, schema, earlier)
     network.start_from_earlier()

@@ -9,6 +9,7 @@ import torch
 from ican_ml.inputs.assemble import CohortStates
 from ican_ml.inputs.schema import InputSchema
 from ican_ml.model.patient_transformer import ModelConfig, PatientTransformer
+from ican_ml.training import loop
 from ican_ml.training.config import TrainerConfig, TrainingConfig
 from ican_ml.training.loop import FitResult, fit, predict
 
@@ -57,6 +58,28 @@ def assert_same(found: FitResult, expected: FitResult) -> None:
 
 class Interruption(Exception):
     """Stands for a killed job."""
+
+
+def test_from_the_first_path_on_threads_add_gradients_up_in_one_order(
+    fitter: Fitter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slot, value = torch.arange(2**20) % 3, torch.randn(2**20)
+    found = []
+
+    def gradients(*_: object, **__: object) -> None:
+        torch.set_num_threads(2)
+        for _repeat in range(20):
+            weight = torch.zeros(3, requires_grad=True)
+            (weight[slot] * value).sum().backward()
+            found.append(weight.grad)
+        raise Interruption
+
+    torch.use_deterministic_algorithms(mode=False)
+    monkeypatch.setattr(loop, "fit_wide", gradients)
+    with pytest.raises(Interruption):
+        fitter(tmp_path)
+    torch.set_num_threads(1)
+    assert all(torch.equal(each, found[0]) for each in found)
 
 
 def interrupt_at(monkeypatch: pytest.MonkeyPatch, name: str, call: int) -> None:
