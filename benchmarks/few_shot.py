@@ -1,7 +1,7 @@
 """Few patients of one cancer: a start from records of the others against a start from nothing; needs ICAN_COHORTS.
 
     python benchmarks/few_shot.py                  100, 200 and 400 patients of each of three cancers, three draws each
-    python benchmarks/few_shot.py --check          exit code 1 where pretraining loses (40 minutes, one core)
+    python benchmarks/few_shot.py --check          exit code 1 where pretraining loses (under an hour)
 
 Pretraining (``experiment=pretrain``) sees no subject of the cancer in question. Then the same small network is trained
 on the same few patients with and without it, and evaluated on the held-out fold's patients of that cancer. Prints the
@@ -54,13 +54,12 @@ def main() -> None:
     _draw({by: found.mean((0, 1)) for by, found in values.items()})
     for c, cancer in enumerate(CANCERS):
         for n, patients in enumerate(PATIENTS):
-            means = ", ".join(f"{by} {found[c, :, n].mean():.3f}" for by, found in values.items())
-            print(f"{patients} patients of {cancer}: {means}")
+            print(f"{patients} patients of {cancer}: {_told({by: found[c, :, n] for by, found in values.items()})}")
     short = []
     for n, patients in enumerate(PATIENTS):
-        means = ", ".join(f"{by} {found[..., n].mean():.3f}" for by, found in values.items())
-        gain, low, high = difference(*(values[start][..., n].ravel() for start in STARTS))
-        print(f"{patients} patients, all: {means}; pretraining gains {gain:+.4f} [{low:+.4f}, {high:+.4f}]")
+        drawn = {by: found[..., n].ravel() for by, found in values.items()}
+        gain, low, high = difference(*(drawn[start] for start in STARTS))
+        print(f"{patients} patients, all: {_told(drawn)}; pretraining gains {gain:+.4f} [{low:+.4f}, {high:+.4f}]")
         if gain <= 0:
             short.append(f"{patients} patients: pretraining gains {gain:+.4f}, expected more than 0")
     if arguments.check and short:
@@ -69,6 +68,10 @@ def main() -> None:
 
 def _part(cancer: str, patients: int, seed: int) -> str:
     return f"{cancer}, {patients} patients, seed {seed}"
+
+
+def _told(drawn: dict[str, Float]) -> str:
+    return ", ".join(f"{by} {values.mean():.3f}" for by, values in drawn.items())
 
 
 def _pretrained(cancer: str) -> str:

@@ -121,7 +121,7 @@ def _batch(network: PatientTransformer, schema: InputSchema, batch: Batch, task:
         for row, ids, each in _by_gene(name, values, batch, schema):
             gene.index_add_(0, row * schema.n_genes + ids, each)
     return Attribution(
-        gene=gene.reshape(len(difference), -1).cpu().numpy(),
+        gene=gene.reshape(len(difference), schema.n_genes).cpu().numpy(),
         record=sums["events"].sum(1).cpu().numpy(),
         summary=sums["summary"].sum(1).cpu().numpy(),
         difference=difference.cpu().numpy(),
