@@ -30,8 +30,11 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 Report = Callable[[int, float], None]
 
 
-class Stopped(Exception):
-    """The fit was asked to stop and saved its state: the same command goes on. ``signal`` is its number."""
+class Stopped(BaseException):
+    """The run was asked to stop, all is saved: the same command goes on. ``signal`` is its number.
+
+    No ``Exception``: the signal may come while a library catches and wraps every one of these.
+    """
 
     def __init__(self, number: int, where: str) -> None:
         name = signal.Signals(number).name
