@@ -1,6 +1,6 @@
 """Every encoding operator on a GPU: how near it comes to what the card's memory allows, and beside what others offer.
 
-    python benchmarks/gpu.py            every part (about 5 minutes on a card with 40 GB or more)
+    python benchmarks/gpu.py            every part (about a minute on a card with 40 GB or more)
     python benchmarks/gpu.py --check    exit code 1 where a figure falls short; 2 where there is no GPU
 
 Needs torch, CuPy and NumPy, and no more: where rapids-singlecell is installed it is measured beside. Matrices are made

@@ -6,6 +6,7 @@ events: forward, backward and AdamW on one batch of 256 patients. Torch and NumP
 
 from __future__ import annotations
 
+import json
 from functools import partial
 from typing import Any
 
@@ -42,10 +43,10 @@ def step() -> dict[str, Any]:
 
 
 def large() -> ModelConfig:
-    """`configs/model/large.yaml`, which holds whole numbers alone, with the demo's members."""
+    """`configs/model/large.yaml`, whose values are JSON as well, with the demo's members."""
     lines = (resource_folder("configs") / "model" / "large.yaml").read_text().splitlines()
-    sizes = {name: int(size) for name, size in (line.split(": ") for line in lines if line and line[0] != "#")}
-    return ModelConfig(**sizes, members=MEMBERS)
+    fields = dict(line.split(": ") for line in lines if line and line[0] != "#")
+    return ModelConfig(**{name: json.loads(value) for name, value in fields.items()}, members=MEMBERS)
 
 
 def trainer(

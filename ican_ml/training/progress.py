@@ -62,8 +62,8 @@ class Progress(Callback):
         self._peak: float | None = None
         self._asked = 0
 
-    def on_train_start(self, trainer: lightning.Trainer, _: lightning.LightningModule) -> None:
-        self._peak = device_peak(trainer.precision)
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self._peak = device_peak(trainer.precision, pl_module.device)
         trainer.should_stop = any(stopping.stopped_epoch for stopping in trainer.early_stopping_callbacks)
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:  # Lightning puts the former handlers back

@@ -7,9 +7,11 @@ times those of its forward pass, over the time it took and the peak of the devic
 from __future__ import annotations
 
 import resource
+from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from ican_ml.model.patient_transformer import PatientTransformer
 from ican_ml.training.data import TOKENS, Batch
@@ -28,15 +30,30 @@ def peak_memory() -> int:
 def flops_per_token(network: PatientTransformer, batch: Batch) -> float:
     """Operations of one step for each token of a batch; draws nothing of the random generators."""
     devices = [torch.cuda.current_device()] if batch["summary"].is_cuda else []
-    with torch.random.fork_rng(devices=devices), torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with torch.random.fork_rng(devices=devices), torch.no_grad(), _Flops() as counted:
         network.member_outputs(batch)
-    return 3.0 * float(counter.get_total_flops()) / max(1, int(batch[TOKENS]))
+    return 3.0 * counted.total / max(1, int(batch[TOKENS]))
 
 
-def device_peak(precision: str) -> float | None:
-    """Operations a second that this GPU can do at most; None where that is not known."""
-    if not torch.cuda.is_available():
+class _Flops(TorchDispatchMode):
+    """Adds up the operations of what runs within.
+
+    Torch's own `FlopCounterMode` also follows modules, and fails at one that is handed a parameter under ``no_grad``.
+    """
+
+    total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if count := flop_registry.get(func._overloadpacket):
+            self.total += count(*args, **(kwargs or {}), out_val=out)
+        return out
+
+
+def device_peak(precision: str, device: torch.device) -> float | None:
+    """Operations a second that this device can do at most; None for a CPU, and for a GPU that is not known."""
+    if device.type != "cuda":
         return None
-    name = torch.cuda.get_device_name()
+    name = torch.cuda.get_device_name(device)
     known = next((peaks for model, peaks in _PEAKS.items() if model in name), None)
     return None if known is None else known[0 if precision.startswith("bf16") else 1]

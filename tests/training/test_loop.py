@@ -1,17 +1,21 @@
 """A fit is repeatable, and one that was interrupted ends where an uninterrupted one does, bit for bit."""
 
+import logging
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from ican_ml.inputs.assemble import CohortStates
 from ican_ml.inputs.schema import InputSchema
 from ican_ml.model.patient_transformer import ModelConfig, PatientTransformer
-from ican_ml.training import loop
+from ican_ml.training import loop, progress
 from ican_ml.training.config import TrainerConfig, TrainingConfig
+from ican_ml.training.data import TOKENS, PatientLoader
 from ican_ml.training.loop import FitResult, fit, predict
+from ican_ml.training.throughput import flops_per_token
 
 from .conftest import Parts, at_call
 
@@ -115,6 +119,29 @@ def test_a_fit_tells_its_losses(whole: FitResult) -> None:
     assert all(np.isfinite([row["train_loss"], row["tuning_loss"]]).all() for row in whole.curve)
     assert whole.curve[-1]["train_loss"] < whole.curve[0]["train_loss"]
     assert not whole.network.training
+
+
+def test_a_device_of_known_peak_is_told_its_share_and_changes_nothing(
+    fitter: Fitter,
+    whole: FitResult,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(progress, "device_peak", lambda *_: 1e9)
+    with caplog.at_level(logging.INFO):
+        found = fitter(tmp_path)
+    assert "MFU" in caplog.text
+    assert_same(found, whole)
+
+
+def test_operations_are_counted_as_torch_counts_them(whole: FitResult, parts: Parts) -> None:
+    batch = next(iter(PatientLoader(parts.train, batch_size=48)))
+    with FlopCounterMode(display=False) as counter:  # with gradients: without them it fails
+        whole.network.member_outputs(batch)
+    found = flops_per_token(whole.network, batch)
+    assert found * int(batch[TOKENS]) == pytest.approx(3 * counter.get_total_flops())
+    assert found > 0
 
 
 @pytest.mark.parametrize(
