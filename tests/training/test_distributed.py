@@ -151,12 +151,16 @@ def test_a_stopped_run_says_so_and_requeues_its_job(
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("SLURM_JOB_ID", "17")
     handler = signal.getsignal(signal.SIGUSR1)
+
+    def as_in_a_library(number: int) -> None:  # torch's export, among others
+        try:
+            os.kill(os.getpid(), number)
+        except Exception as error:
+            raise RuntimeError("wrapped") from error
+
     for name in ("SIGUSR1", "SIGTERM"):
         with pytest.raises(SystemExit) as ended, stoppable(Ranks()):
-            try:
-                os.kill(os.getpid(), signal.Signals[name])
-            except Exception as error:  # as libraries do, torch's export among them
-                raise RuntimeError("wrapped") from error
+            as_in_a_library(signal.Signals[name])
         assert ended.value.code == 128 + signal.Signals[name]
     assert (tmp_path / "asked").read_text() == "requeue 17\n"
     assert signal.getsignal(signal.SIGUSR1) is handler
