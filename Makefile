@@ -26,7 +26,8 @@ studies: $(VENV)/.bench  ## Measure what is too slow for the tests (hours; goes 
 	$(foreach study,$(STUDIES),$(BIN)/python benchmarks/$(study) --check && )true
 
 gpu: $(VENV)/.gpu  ## Test and measure on a GPU (needs one)
-	$(BIN)/python -m pytest tests/gpu
+	$(BIN)/python -m pytest -m gpu
+	$(BIN)/python benchmarks/training.py --check
 	$(BIN)/python benchmarks/gpu.py --check
 
 lint: $(VENV)/.dev  ## Check style and format

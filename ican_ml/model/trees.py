@@ -94,7 +94,7 @@ class TreePath(nn.Module):
     def group(self, values_MF: Tensor) -> Tensor:
         """int64 ``[M]``: whose trees are asked beside those of all, 1 + category; 0 = none of the known ones."""
         if not self.categories:
-            return torch.zeros(len(values_MF), dtype=torch.int64)
+            return torch.zeros(len(values_MF), dtype=torch.int64, device=values_MF.device)
         is_in_MC = values_MF[:, self.categories.start : self.categories.stop] > 0
         number_C = torch.arange(1, 1 + len(self.categories), device=values_MF.device)
         return (is_in_MC.to(torch.int64) * number_C).amax(1)

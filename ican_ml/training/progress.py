@@ -85,8 +85,8 @@ class Progress(Callback):
     def on_train_batch_end(
         self, trainer: lightning.Trainer, _: lightning.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        found = torch.stack([outputs["loss"].detach().double(), batch[TOKENS].double(), _number(self._asked)])
-        loss, tokens, asked = self._mean(found).tolist()
+        found = [outputs["loss"].detach(), batch[TOKENS], _number(self._asked)]
+        loss, tokens, asked = self._mean(torch.stack([value.cpu().double() for value in found])).tolist()
         patients = int(batch[PATIENTS])
         self._loss += loss * patients
         self._patients += patients
@@ -160,7 +160,6 @@ class Progress(Callback):
 
     def _mean(self, values: torch.Tensor) -> torch.Tensor:
         """Over all processes."""
-        values = values.cpu()
         if self._ranks.size > 1:
             torch.distributed.all_reduce(values)
         return values / self._ranks.size

@@ -27,7 +27,14 @@ class Fitter:
         self.schema, self.parts, self.states = schema, parts, states
 
     def __call__(
-        self, folder: Path, *, seed: int = 5, epochs: int = 3, accumulate: int = 1, **training: float
+        self,
+        folder: Path,
+        *,
+        seed: int = 5,
+        epochs: int = 3,
+        accumulate: int = 1,
+        accelerator: str = "cpu",
+        **training: float,
     ) -> FitResult:
         return fit(
             self.schema,
@@ -38,7 +45,7 @@ class Fitter:
             training=TrainingConfig(
                 **{"batch_size": 48, "wide_strengths": [300.0], "learning_rate": 0.003, "epochs": epochs, **training}
             ),
-            trainer=TrainerConfig(threads=1, checkpoint_every=2, accumulate=accumulate),
+            trainer=TrainerConfig(threads=1, checkpoint_every=2, accumulate=accumulate, accelerator=accelerator),
             folder=folder,
             seed=seed,
         )
@@ -171,3 +178,16 @@ def test_predictions_do_not_depend_on_the_batch_size(whole: FitResult, parts: Pa
         assert output.shape[:1] == (5,)
         small = predict(network, parts.all.encoded, rows, batch_size=2)[name]
         np.testing.assert_allclose(small, output, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.gpu
+def test_a_fit_on_a_gpu_repeats_itself_and_is_near_that_on_the_cpu(
+    fitter: Fitter, whole: FitResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = fitter(tmp_path / "whole", accelerator="gpu")
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, "training_step", 4)
+        with pytest.raises(Interruption):
+            fitter(tmp_path / "interrupted", accelerator="gpu")
+    assert_same(fitter(tmp_path / "interrupted", accelerator="gpu"), found)
+    assert found.tuning_loss == pytest.approx(whole.tuning_loss, rel=0.02)
