@@ -27,7 +27,7 @@ studies: $(VENV)/.bench  ## Measure what is too slow for the tests (hours; goes 
 
 gpu: $(VENV)/.gpu  ## Test and measure on a GPU (needs one)
 	$(BIN)/python -m pytest -m gpu
-	$(BIN)/python benchmarks/training.py --check
+	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/gpu.py --check
 
 lint: $(VENV)/.dev  ## Check style and format

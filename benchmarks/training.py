@@ -6,8 +6,8 @@
 All on a simulated cohort with ``model=base``. Rounds of the two sides alternate, and medians are compared. A step is:
 load, forward, backward, clip, AdamW, running average. Writes ``benchmarks/results/training.json`` (see ``record.py``).
 
-Where there is a GPU, that is measured instead, with ``model=large``: patients a second and share of the peak (MFU) in
-float32 and bfloat16, compiled and not; ``--check`` wants bfloat16 to be the faster. Writes ``training_gpu.json``.
+Where there is a GPU, that is measured instead, with ``model=large`` (a minute and a half): patients a second and share
+of the peak (MFU) in float32 and bfloat16, compiled and not; nothing is asked of these. Writes ``training_gpu.json``.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def main() -> None:
             fit = fit or _prepared("large" if on_gpu else "base")
             record.add(name, measure(fit))
         print(f"{name}: {json.dumps(record.parts[name])}")
-    short = _faults(record.parts)
+    short = [] if on_gpu else _faults(record.parts)
     if arguments.check and short:
         sys.exit("\n".join(short))
 
@@ -214,9 +214,6 @@ def _padding(fit: DeepFit) -> float:
 
 def _faults(parts: dict[str, Any]) -> list[str]:
     faults = []
-    if rates := parts.get("gpu"):
-        full, half = (rates[f"{precision} (patients/s)"] for precision in ("32-true", "bf16-mixed"))
-        return [] if half > full else [f"bfloat16 {half:.0f} patients/s, expected more than float32's {full:.0f}"]
     if (found := parts["overhead"]["overhead"]) > OVERHEAD:
         faults.append(f"overhead over a plain loop {found:.1%}, expected at most {OVERHEAD:.0%}")
     if (found := parts["sorted by length"]["speed-up"]) < 1:
