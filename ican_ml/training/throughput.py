@@ -30,12 +30,13 @@ def peak_memory() -> int:
 def flops_per_token(network: PatientTransformer, batch: Batch) -> float:
     """Operations of one step for each token of a batch; draws nothing of the random generators."""
     devices = [torch.cuda.current_device()] if batch["summary"].is_cuda else []
-    with torch.random.fork_rng(devices=devices), torch.no_grad(), _Flops() as counted:
+    counter = _Flops()  # type: ignore[no-untyped-call]
+    with torch.random.fork_rng(devices=devices), torch.no_grad(), counter:
         network.member_outputs(batch)
-    return 3.0 * counted.total / max(1, int(batch[TOKENS]))
+    return 3.0 * counter.total / max(1, int(batch[TOKENS]))
 
 
-class _Flops(TorchDispatchMode):
+class _Flops(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Adds up the operations of what runs within.
 
     Torch's own `FlopCounterMode` also follows modules, and fails at one that is handed a parameter under ``no_grad``.
