@@ -99,7 +99,7 @@ def measured(figure: Figure, folds: Sequence[Fold]) -> dict[str, Any]:
         by: {"mean": float(np.mean(each)), "sd": float(np.std(each, ddof=min(1, len(each) - 1))), "folds": each}
         for by, each in values.items()
     }
-    for by in set(values) - {"model"}:
+    for by in sorted(set(values) - {"model"}):
         ends = tuple(sign * np.asarray(difference(values["model"], values[by])))
         if len(parts) == 1 and figure.measure == "AUROC":
             part = parts[0]
