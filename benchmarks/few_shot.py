@@ -1,7 +1,7 @@
 """Few patients of one cancer: a start from records of the others against a start from nothing; needs ICAN_COHORTS.
 
     python benchmarks/few_shot.py                  100, 200 and 400 patients of each of three cancers, three draws each
-    python benchmarks/few_shot.py --check          exit code 1 where the interval says that pretraining loses (40 minutes)
+    python benchmarks/few_shot.py --check          exit code 1 where pretraining loses, by its interval (40 minutes)
 
 Pretraining (``experiment=pretrain``) sees no subject of the cancer in question. Then the same small network is trained
 on the same few patients with and without it, and evaluated on the held-out fold's patients of that cancer. Prints the
