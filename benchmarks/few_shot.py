@@ -99,8 +99,10 @@ def _auroc(results: dict[str, Any]) -> float:
 
 
 def _draw(means: dict[str, Float]) -> None:
+    from matplotlib import rcParams
     from matplotlib.figure import Figure
 
+    rcParams["svg.hashsalt"] = "few-shot"  # the same drawing, the same file
     figure = Figure(figsize=(5, 4), layout="constrained")
     axes = figure.subplots()
     for by, found in means.items():
