@@ -10,8 +10,8 @@ paired difference by fold with its 95% interval (Student's t; subjects are resam
 A win counts only against a baseline that is as good here as where it was first measured on these folds, within .01.
 Beside them: what the number of past events alone tells, what permuted outcomes leave, how often prediction sets hold
 the truth. ``--left-out`` trains a smaller network anew without a part of the information at a time. Each study has its
-own ``benchmarks/results/science-<study>.json``; ``science.md`` shows all of them. On two cores, two
-processes of one thread each, side by side, took 62 minutes (``msk_chord``) and 115 (all others).
+own ``benchmarks/results/science-<study>.json``; ``science.md`` shows all of them. On two cores, two processes of one
+thread each, side by side, took 62 minutes (``msk_chord``) and 115 (all others).
 """
 
 from __future__ import annotations

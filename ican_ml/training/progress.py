@@ -85,8 +85,7 @@ class Progress(Callback):
     def on_train_batch_end(
         self, trainer: lightning.Trainer, _: lightning.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        found = [outputs["loss"].detach(), batch[TOKENS], _number(self._asked)]
-        loss, tokens, asked = self._mean(torch.stack([value.cpu().double() for value in found])).tolist()
+        loss, tokens, asked = self._mean(float(outputs["loss"]), float(batch[TOKENS]), self._asked)
         patients = int(batch[PATIENTS])
         self._loss += loss * patients
         self._patients += patients
@@ -140,7 +139,7 @@ class Progress(Callback):
 
     def raise_if_asked(self) -> None:
         """End as `Stopped` where the signal came with the last batch of an epoch, whose state is saved by now."""
-        if self._mean(torch.stack([_number(self._asked)])).item():
+        if any(self._mean(self._asked)):
             raise Stopped(self._signal(), f"after epoch {len(self.rows)}")
 
     def state_dict(self) -> dict[str, Any]:
@@ -158,11 +157,12 @@ class Progress(Callback):
         """Which it was: this process itself may not have got one."""
         return self._asked or signal.SIGUSR1
 
-    def _mean(self, values: torch.Tensor) -> torch.Tensor:
-        """Over all processes."""
+    def _mean(self, *values: float) -> list[float]:
+        """Of each, over all processes."""
+        found = torch.tensor(values, dtype=torch.float64)
         if self._ranks.size > 1:
-            torch.distributed.all_reduce(values)
-        return values / self._ranks.size
+            torch.distributed.all_reduce(found)
+        return [float(value) for value in found / self._ranks.size]
 
 
 class WithinEpoch(ModelCheckpoint):
@@ -173,7 +173,3 @@ class WithinEpoch(ModelCheckpoint):
     ) -> None:
         if not trainer.is_last_batch:
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-
-
-def _number(value: float) -> torch.Tensor:
-    return torch.tensor(value, dtype=torch.float64)
