@@ -6,7 +6,7 @@ export OMP_WAIT_POLICY := PASSIVE
 VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
-STUDIES := encoding.py scale.py records.py resume.py sweeps.py training.py audit.py transfer.py runs.py applicability.py service.py fuzz.py targets.py targets_speed.py $(if $(wildcard /usr/sbin/slurmctld),slurm.py) $(if $(ICAN_COHORTS),science.py few_shot.py parity.py)
+STUDIES := encoding.py scale.py records.py resume.py sweeps.py training.py audit.py transfer.py runs.py applicability.py service.py fuzz.py targets.py targets_speed.py $(if $(wildcard /usr/sbin/slurmctld),slurm.py) $(if $(ICAN_COHORTS),science.py parity.py few_shot.py)
 PYTEST ?= --numprocesses 2 --dist loadfile --durations 10
 
 .DEFAULT_GOAL := help
